@@ -1,0 +1,1 @@
+"""ilat_export"""
