@@ -19,8 +19,6 @@ from torch import Tensor, nn
 
 from ilat_runtime.errors import IlatError
 
-from ..assets import asset
-
 Kind = Literal["alex", "vgg"]
 
 WEIGHT_FILES: dict[Kind, str] = {"alex": "alexnet.ckpt", "vgg": "vgg16.ckpt"}
@@ -150,6 +148,13 @@ class Lpips(nn.Module):
         for index, head in enumerate(self.heads):
             layer = _table(_table(arrays, f"NetLinLayer_{index}", source), "Conv_0", source)
             _copy(head.weight, layer, "kernel", f"NetLinLayer_{index}", source)
+
+
+def asset(name: str) -> dict[str, Path]:
+    """The fetched files of an asset."""
+    from .. import assets
+
+    return assets.asset(name)
 
 
 def load_lpips(kind: Kind, device: torch.device | str = "cpu") -> Lpips:
