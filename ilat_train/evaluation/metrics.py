@@ -1,7 +1,7 @@
 """How near an edited image is to the true one: PSNR, SSIM, MAE and LPIPS, over the whole image or inside a mask.
 
-Images are uint8 (H, W, 3) RGB, masks bool (H, W), True where to look. All functions raise InputError for other shapes or
-types, and for a mask without a pixel.
+Images are uint8 (H, W, 3) RGB, masks bool (H, W), True where to look. All functions raise InputError for other shapes
+or types, and for a mask without a pixel.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def mae(image: Image, reference: Image, mask: Mask | None = None) -> float:
 
 
 def ssim(image: Image, reference: Image, mask: Mask | None = None) -> float:
-    """Structural similarity (Wang et al., 2004): Gaussian window of σ = 1.5, mean of the three channels; 1 for equal images.
+    """Structural similarity (Wang et al., 2004), mean of the channels; Gaussian window of σ = 1.5; equal images: 1.
 
     With a mask the map of local similarities is averaged inside it. The windows of pixels at its border reach 5 pixels
     beyond it. Without one the map is averaged over all pixels (scikit-image's own mean leaves out a 5-pixel border).
@@ -62,10 +62,11 @@ def ssim(image: Image, reference: Image, mask: Mask | None = None) -> float:
 
 
 def lpips(image: Image, reference: Image, module: Lpips, mask: Mask | None = None) -> float:
-    """Learned perceptual distance (Zhang et al., 2018) with ``module``'s backbone; 0 for equal images, smaller is nearer.
+    """Learned perceptual distance (Zhang et al., 2018) with ``module``'s backbone; equal images: 0.
 
-    Without a mask this is the published number. With one, the spatial map (each layer's distances brought to the image's
-    size) is averaged inside the mask; what lies just outside it still counts through the features' fields of view.
+    Without a mask this is the published number. With one, the spatial map (each layer's distances brought to the
+    image's size) is averaged inside the mask; what lies just outside it still counts through the features' fields of
+    view.
     """
     _check(image, reference, mask)
     if min(image.shape[:2]) < LPIPS_LEAST_SIDE:

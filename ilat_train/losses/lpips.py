@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import math
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -92,8 +93,8 @@ class Lpips(nn.Module):
             channels = layer.channels
             if layer.tap:
                 heads.append(nn.Conv2d(channels, 1, 1, bias=False))
-        self.convolutions = nn.ModuleList(convolutions)
-        self.heads = nn.ModuleList(heads)
+        self.convolutions: Sequence[nn.Conv2d] = nn.ModuleList(convolutions)  # type: ignore[assignment]
+        self.heads: Sequence[nn.Conv2d] = nn.ModuleList(heads)  # type: ignore[assignment]
         self.requires_grad_(False)
         self.eval()
 
@@ -102,7 +103,7 @@ class Lpips(nn.Module):
         return super().train(False)
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """The compared activations of float (N, 3, H, W) images in [-1, 1], coarser and coarser, before normalisation."""
+        """The compared activations of float (N, 3, H, W) images in [-1, 1], ever coarser, not yet normalised."""
         x = (image - self.shift) / self.scale
         taps = []
         for layer, convolution in zip(BACKBONES[self.kind], self.convolutions, strict=True):
@@ -144,6 +145,7 @@ class Lpips(nn.Module):
         for index, convolution in enumerate(self.convolutions):
             layer = _table(backbone, f"Conv_{index}", source)
             _copy(convolution.weight, layer, "kernel", f"Conv_{index}", source)
+            assert convolution.bias is not None  # noqa: S101 (for the type checker)
             _copy(convolution.bias, layer, "bias", f"Conv_{index}", source)
         for index, head in enumerate(self.heads):
             layer = _table(_table(arrays, f"NetLinLayer_{index}", source), "Conv_0", source)
@@ -165,10 +167,10 @@ def load_lpips(kind: Kind, device: torch.device | str = "cpu") -> Lpips:
     """
     path = asset("lpips").get(WEIGHT_FILES[kind])
     if path is None:
-        raise WeightsError(f"lpips: no {WEIGHT_FILES[kind]} among the fetched files; run 'ilat-train fetch lpips' again")
+        raise WeightsError(f"lpips: {WEIGHT_FILES[kind]} is not among the fetched files; run 'ilat-train fetch lpips'")
     module = Lpips(kind)
     module.load_arrays(read_arrays(path), str(path))
-    return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _unit(feature: Tensor) -> Tensor:
@@ -233,7 +235,7 @@ def _reconstruct(*_: object) -> _PickledArray:
 class _ArrayUnpickler(pickle.Unpickler):
     """Knows three names, all of them harmless stand-ins; any other name is an error."""
 
-    allowed = {
+    allowed: ClassVar[dict[tuple[str, str], Any]] = {
         ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
         ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
         ("numpy", "ndarray"): _PickledArray,

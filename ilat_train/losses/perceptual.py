@@ -34,7 +34,9 @@ class GradientLoss(nn.Module):
                 difference = F.avg_pool2d(difference, 2)
             if min(difference.shape[-2:]) < 2:
                 break
-            total = total + difference.diff(dim=-1).abs().mean((1, 2, 3)) + difference.diff(dim=-2).abs().mean((1, 2, 3))
+            total = (
+                total + difference.diff(dim=-1).abs().mean((1, 2, 3)) + difference.diff(dim=-2).abs().mean((1, 2, 3))
+            )
             count += 1
         return total / max(count, 1)
 

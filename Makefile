@@ -1,0 +1,62 @@
+# make demo    edit a real photograph and a pose sequence with the shipped bundle (runtime only, no PyTorch)
+# make test    install everything, CPU PyTorch included, and run the whole suite
+# make lint    ruff and mypy
+# make clean   remove the environments and all that was built
+#
+# PYTHON=python3.12       the interpreter to make the environments with (3.10 to 3.13; the demo needs 3.11 or newer)
+# TORCH_INDEX=URL         where pip finds CPU builds of PyTorch: the address that PyTorch's "Get Started" page gives for
+#                         pip and CPU. Without it pip takes what your configuration offers, on Linux usually a CUDA build.
+# TESTS="tests/test_x.py -k name"   what to give to pytest
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+TESTS ?=
+
+DEMO_ENV := .venv-demo
+TEST_ENV := .venv
+SAMPLE := samples/pose-demo
+BUNDLE := samples/bundles/pose-demo
+OUT := out
+
+PIP := -m pip --disable-pip-version-check --no-input
+RUNTIME_SOURCES := $(shell find ilat_runtime -name '*.py')
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: $(DEMO_ENV)/installed
+	@mkdir -p $(OUT)
+	$(DEMO_ENV)/bin/ilat-edit $(SAMPLE)/reference.jpg --bundle $(BUNDLE) --pose $(SAMPLE)/target.json \
+		--out $(OUT)/demo.png --compare $(OUT)/demo-sheet.png --force
+	$(DEMO_ENV)/bin/ilat-edit $(SAMPLE)/reference.jpg --bundle $(BUNDLE) --poses $(SAMPLE)/sequence.json \
+		--out $(OUT)/demo.mp4 --force
+	@echo
+	@echo "The result:                              $(CURDIR)/$(OUT)/demo.png"
+	@echo "Reference, target pose, mask and result: $(CURDIR)/$(OUT)/demo-sheet.png"
+	@echo "The pose sequence:                       $(CURDIR)/$(OUT)/demo.mp4"
+
+test: $(TEST_ENV)/installed
+	$(TEST_ENV)/bin/ilat-train fetch
+	$(TEST_ENV)/bin/python -m pytest $(TESTS)
+
+lint: $(TEST_ENV)/installed
+	$(TEST_ENV)/bin/ruff check .
+	$(TEST_ENV)/bin/ruff format --check .
+	$(TEST_ENV)/bin/mypy
+
+# Installed as a user would have it, so anew whenever a source of the runtime changes.
+$(DEMO_ENV)/installed: pyproject.toml $(RUNTIME_SOURCES)
+	test -x $(DEMO_ENV)/bin/python || $(PYTHON) -m venv $(DEMO_ENV)
+	$(DEMO_ENV)/bin/python $(PIP) install --quiet .
+	touch $@
+
+# PyTorch first: whatever asks for it later finds the CPU build in place.
+$(TEST_ENV)/installed: pyproject.toml
+	test -x $(TEST_ENV)/bin/python || $(PYTHON) -m venv $(TEST_ENV)
+	$(TEST_ENV)/bin/python $(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(TEST_ENV)/bin/python $(PIP) install --quiet --editable '.[train,export,dev]'
+	touch $@
+
+clean:
+	rm -rf $(DEMO_ENV) $(TEST_ENV) $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
