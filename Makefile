@@ -37,7 +37,7 @@ demo: $(DEMO_ENV)/installed
 	@echo "The pose sequence:                       $(CURDIR)/$(OUT)/demo.mp4"
 
 test: $(TEST_ENV)/installed
-	$(TEST_ENV)/bin/ilat-train fetch
+	$(TEST_ENV)/bin/ilat-train fetch pose-model lpips demo-videos
 	$(TEST_ENV)/bin/python -m pytest $(TESTS)
 
 lint: $(TEST_ENV)/installed
@@ -59,4 +59,5 @@ $(TEST_ENV)/installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(DEMO_ENV) $(TEST_ENV) $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f $(OUT)/demo.png $(OUT)/demo-sheet.png $(OUT)/demo.mp4
+	rm -rf $(DEMO_ENV) $(TEST_ENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

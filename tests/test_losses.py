@@ -170,8 +170,8 @@ def test_damaged_files(tmp_path: Path, content: bytes) -> None:
         read_arrays(path)
 
 
-def test_missing_weights_name_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lpips_module, "asset", lambda name: {})
+def test_missing_weights_name_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ILAT_CACHE", str(tmp_path))
     with pytest.raises(IlatError, match="ilat-train fetch lpips"):
         load_lpips("vgg")
     with pytest.raises(IlatError, match="ilat-train fetch lpips"):

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from ilat_runtime.errors import IlatError
 
+from ..assets import asset
+
 Kind = Literal["alex", "vgg"]
 
 WEIGHT_FILES: dict[Kind, str] = {"alex": "alexnet.ckpt", "vgg": "vgg16.ckpt"}
@@ -65,7 +67,7 @@ BACKBONES: dict[Kind, tuple[_Layer, ...]] = {
     ),
 }
 
-# What brings [-1, 1] to the statistics the backbones were trained with: ImageNet's mean and deviation of [0, 1], times 2.
+# What brings [-1, 1] to the statistics the backbones were trained with: ImageNet's mean and deviation, doubled.
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 
@@ -152,22 +154,13 @@ class Lpips(nn.Module):
             _copy(head.weight, layer, "kernel", f"NetLinLayer_{index}", source)
 
 
-def asset(name: str) -> dict[str, Path]:
-    """The fetched files of an asset."""
-    from .. import assets
-
-    return assets.asset(name)
-
-
 def load_lpips(kind: Kind, device: torch.device | str = "cpu") -> Lpips:
     """LPIPS with its published weights, found where ``ilat-train fetch lpips`` put them.
 
     Raises:
         IlatError: the weights were not fetched (the message says how) or are damaged.
     """
-    path = asset("lpips").get(WEIGHT_FILES[kind])
-    if path is None:
-        raise WeightsError(f"lpips: {WEIGHT_FILES[kind]} is not among the fetched files; run 'ilat-train fetch lpips'")
+    path = asset("lpips")[WEIGHT_FILES[kind]]
     module = Lpips(kind)
     module.load_arrays(read_arrays(path), str(path))
     return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
