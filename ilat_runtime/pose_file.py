@@ -75,7 +75,9 @@ def read_poses(path: PathLike) -> PoseFile:
         return _read_openpose(path, data)
     if isinstance(data, list) or (isinstance(data, dict) and ("annotations" in data or "keypoints" in data)):
         return _read_coco(path, data)
-    _fail(path, 'not a pose file: expected {"format": "ilat-pose", …}, COCO keypoints or an OpenPose "people" object')
+    raise InputError(
+        f'{path}: not a pose file: expected {{"format": "ilat-pose", …}}, COCO keypoints or an OpenPose "people" object'
+    )
 
 
 def write_poses(path: PathLike, poses: PoseFile) -> None:
@@ -168,7 +170,9 @@ def _order(path: Path, joints: object) -> list[int]:
     if unknown:
         _fail(path, f"joints: unknown landmark {unknown[0]!r}, expected {', '.join(JOINTS)}")
     if len(joints) != len(JOINTS) or len(set(joints)) != len(JOINTS):
-        _fail(path, f"joints: {len(joints)} names, {len(set(joints))} distinct; expected each of {', '.join(JOINTS)} once")
+        _fail(
+            path, f"joints: {len(joints)} names, {len(set(joints))} distinct; expected each of {', '.join(JOINTS)} once"
+        )
     return [joints.index(name) for name in JOINTS]
 
 

@@ -1,0 +1,1 @@
+"""Data sets: made from videos, read for training; masks for the tokenizer."""

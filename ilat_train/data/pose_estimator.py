@@ -1,8 +1,8 @@
 """13 body landmarks of the person in a video, by BlazePose (MediaPipe, Apache-2.0) on LiteRT.
 
-A detector finds the person once; after that each frame's landmarks say where to look in the next one. The largest person
-is followed, so a bystander is ignored. Follows "BlazePose: On-device Real-time Body Pose tracking" (Bazarevsky et al.,
-2020) and the settings of MediaPipe's graphs ``pose_detection`` and ``pose_landmark``.
+A detector finds the person once; after that each frame's landmarks say where to look in the next one. The largest
+person is followed, so a bystander is ignored. Follows "BlazePose: On-device Real-time Body Pose tracking"
+(Bazarevsky et al., 2020) and the settings of MediaPipe's graphs ``pose_detection`` and ``pose_landmark``.
 """
 
 from __future__ import annotations
@@ -32,9 +32,35 @@ HIP_CENTRE, CIRCLE_POINT = 33, 34
 """Auxiliary outputs: the middle of the hips, and a point on the circle around the body, above the head."""
 REFINE_WINDOW = 7
 """Cells of the heat map around a landmark that refine it."""
-LOOKS = ((1.0, 0.0, False), (1.0, 0.0, True), (1.0, -0.3, False), (1.0, 0.3, False), (0.85, 0.0, True), (1.2, 0.0, False))
+LOOKS = (
+    (1.0, 0.0, False),
+    (1.0, 0.0, True),
+    (1.0, -0.3, False),
+    (1.0, 0.3, False),
+    (0.85, 0.0, True),
+    (1.2, 0.0, False),
+)
 """Region enlarged by, turned by (radians), mirrored."""
-MIRRORED = (0, 4, 5, 6, 1, 2, 3, 8, 7, 10, 9, *(i + 1 if i % 2 else i - 1 for i in range(11, 33)), 33, 34, 35, 36, 37, 38)
+MIRRORED = (
+    0,
+    4,
+    5,
+    6,
+    1,
+    2,
+    3,
+    8,
+    7,
+    10,
+    9,
+    *(i + 1 if i % 2 else i - 1 for i in range(11, 33)),
+    33,
+    34,
+    35,
+    36,
+    37,
+    38,
+)
 """The landmark of a mirrored person for each of the 39 outputs."""
 
 
@@ -51,7 +77,9 @@ class Region:
     def around(centre: npt.NDArray[np.floating[Any]], rim: npt.NDArray[np.floating[Any]]) -> Region:
         """From the middle of the hips and a point on the body's circle, towards the head."""
         dx, dy = float(rim[0] - centre[0]), float(rim[1] - centre[1])
-        return Region(float(centre[0]), float(centre[1]), 2 * ENLARGE * float(np.hypot(dx, dy)), float(np.arctan2(dx, -dy)))
+        return Region(
+            float(centre[0]), float(centre[1]), 2 * ENLARGE * float(np.hypot(dx, dy)), float(np.arctan2(dx, -dy))
+        )
 
     def to_image(self, size: int) -> npt.NDArray[np.float64]:
         """Affine (2, 3) from a ``size`` × ``size`` patch's continuous coordinates to the image's."""
@@ -69,7 +97,7 @@ def _sample(image: ByteArray, to_image: npt.NDArray[np.float64], size: int) -> F
     matrix = np.concatenate([linear, shift[:, None]], axis=1)
     shrink = np.sqrt(abs(np.linalg.det(linear)))
     if shrink > 1.5:  # WARP_INVERSE_MAP samples single pixels: blur first, or thin limbs alias
-        image = cv2.GaussianBlur(image, (0, 0), 0.35 * shrink)
+        image = np.asarray(cv2.GaussianBlur(image, (0, 0), 0.35 * shrink), np.uint8)
     patch = cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     return patch[None].astype(np.float32)
 
@@ -133,7 +161,7 @@ class PoseEstimator:
         self._region = None
 
     def __call__(self, image: ByteArray) -> FloatArray:
-        """Guesses at the landmarks of the followed person in the next frame, by looking in several slightly different ways.
+        """Guesses at the followed person's landmarks in the next frame, by looking in slightly different ways.
 
         No single look is right in every frame; :func:`ilat_train.data.pose_track.choose` picks those that make a steady
         motion.
@@ -173,7 +201,7 @@ class PoseEstimator:
         height, width = image.shape[:2]
         extent = float(max(height, width))
         to_image = Region(width / 2, height / 2, extent, 0.0).to_image(DETECTOR_SIZE)
-        patch = _sample(image, to_image, DETECTOR_SIZE) / 127.5 - 1
+        patch = _sample(image, to_image, DETECTOR_SIZE) / np.float32(127.5) - np.float32(1)
         count = len(self._anchors)
         boxes, scores = self._detector(patch, (1, count, 12), (1, count, 1))
         likely = _sigmoid(scores[:, 0]) >= LEAST_SCORE
@@ -187,13 +215,13 @@ class PoseEstimator:
         return Region.around(centre, rim)
 
     def _look(self, image: ByteArray, region: Region, mirror: bool) -> FloatArray | None:
-        """float32 (39, 3): x, y in the image's pixels and the probability of being visible; None when nobody is there."""
+        """float32 (39, 3): x, y in the image's pixels, probability of being visible; None when nobody is there."""
         if not 1 < region.side < 16 * max(image.shape[:2]):
             return None
         to_image = region.to_image(LANDMARK_SIZE)
-        patch = _sample(image, to_image, LANDMARK_SIZE) / 255
+        patch = _sample(image, to_image, LANDMARK_SIZE) / np.float32(255)
         if mirror:
-            patch = patch[:, :, ::-1]
+            patch = np.ascontiguousarray(patch[:, :, ::-1])
         flat, presence, heatmap = self._landmarks(patch, (1, 195), (1, 1), (1, HEATMAP_SIZE, HEATMAP_SIZE, 39))
         if not float(presence[0]) > LEAST_SCORE:
             return None

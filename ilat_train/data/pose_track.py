@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +17,14 @@ SWAP_COST = 0.005
 ODD_COST = 0.5
 """Weight of a guess's distance from the frame's median guess, against that of the motion between frames."""
 WINDOW = 5
-"""Frames over which a parabola is fitted to steady a landmark; a person moves further than that only in one direction."""
+"""Frames over which a parabola is fitted to steady a landmark."""
 
 
 def choose(guesses: Sequence[FloatArray], least_visible: float = 0.1) -> FloatArray:
     """The poses of a video: for every frame one of its guesses, so that the whole track moves least.
 
-    A pose estimator now and then takes a person's front for the back; a guess with left and right exchanged is therefore
-    considered too. Shortest path through the guesses (Viterbi), then light smoothing in time.
+    A pose estimator now and then takes a person's front for the back; a guess with left and right exchanged is
+    therefore considered too. Shortest path through the guesses (Viterbi), then light smoothing in time.
 
     Args:
         guesses: for each frame float32 (M, 13, 3): x, y in pixels, probability of being visible. M may be 0.
@@ -40,7 +41,7 @@ def choose(guesses: Sequence[FloatArray], least_visible: float = 0.1) -> FloatAr
     options = [np.concatenate([guesses[index], guesses[index][:, list(FLIP)]]) for index in found]
     total = _odd(options[0], size)
     came_from: list[npt.NDArray[np.intp]] = []
-    for before, now in zip(options, options[1:], strict=False):
+    for before, now in pairwise(options):
         step = np.linalg.norm(now[:, None, :, :2] - before[None, :, :, :2], axis=-1).mean(-1) / size
         cost = total[None] + step
         came_from.append(cost.argmin(1))

@@ -39,9 +39,12 @@ FloatArray = npt.NDArray[np.float32]
 class Estimator(Protocol):
     """What :class:`ilat_train.data.pose_estimator.PoseEstimator` offers."""
 
-    def reset(self) -> None: ...
+    def reset(self) -> None:
+        """Forget the person: the next frame belongs to another video."""
 
-    def __call__(self, image: ByteArray) -> FloatArray: ...
+    def __call__(self, image: ByteArray) -> FloatArray:
+        """Guesses float32 (M, 13, 3) at the person's pose in the next frame, uint8 HWC RGB."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,12 @@ def build_dataset(
             visible = poses[..., 2].sum(1)
             empty += int((visible == 0).sum())
             partial += int((visible < len(JOINTS)).sum())
-        index = {"format": FORMAT, "version": VERSION, "joints": list(JOINTS), "clips": [asdict(clip) for clip in clips]}
+        index = {
+            "format": FORMAT,
+            "version": VERSION,
+            "joints": list(JOINTS),
+            "clips": [asdict(clip) for clip in clips],
+        }
         (folder / "dataset.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return Summary(out, tuple(clips), empty, partial)
 
@@ -219,7 +227,7 @@ def _write_clip(
         width=size[0],
         height=size[1],
         dilation=dilation,
-        test_from=len(guesses) - int(round(test_share * len(guesses))),
+        test_from=len(guesses) - round(test_share * len(guesses)),
     )
     return clip, poses
 
