@@ -62,13 +62,12 @@ class Crop:
         return result
 
 
-def crop_around(
-    box: tuple[float, float, float, float], image_size: tuple[int, int], margin: float, least: int
-) -> Crop:
+def crop_around(box: tuple[float, float, float, float], image_size: tuple[int, int], margin: float, least: int) -> Crop:
     """The square around ``box`` (x0, y0, x1, y1 in pixels) of an image of ``image_size`` (width, height).
 
     Its side is ``margin`` times the box's larger side, but at least ``least`` pixels where the image has them (the
-    model's size: nothing is enlarged without need). It is shifted to lie inside the image along each axis where it fits.
+    model's size: nothing is enlarged without need). It is shifted to lie inside the image along each axis where it
+    fits.
 
     Raises:
         InputError: the box is not finite.

@@ -11,6 +11,10 @@ class InputError(IlatError):
     """An image, mask, pose or option is not what the call takes."""
 
 
+class OutputError(IlatError):
+    """A file cannot be written: it exists, the folder is not writable, the disk is full."""
+
+
 class BundleError(IlatError):
     """A bundle's manifest or one of its files is missing, changed or not understood."""
 

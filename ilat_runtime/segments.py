@@ -42,8 +42,14 @@ class Layout:
 
     def __post_init__(self) -> None:
         if self.image_tokens < 1 or self.pose_tokens < 0:
-            raise InputError(f"layout: image_tokens={self.image_tokens}, pose_tokens={self.pose_tokens} must be positive")
-        if len(set(self.blocks)) != len(self.blocks) or not set(self.blocks) <= set(BLOCKS) or "target" not in self.blocks:
+            raise InputError(
+                f"layout: image_tokens={self.image_tokens}, pose_tokens={self.pose_tokens} must be positive"
+            )
+        if (
+            len(set(self.blocks)) != len(self.blocks)
+            or not set(self.blocks) <= set(BLOCKS)
+            or "target" not in self.blocks
+        ):
             raise InputError(f"layout: blocks {self.blocks} must be distinct ones of {BLOCKS} and include 'target'")
 
     def size(self, block: str) -> int:

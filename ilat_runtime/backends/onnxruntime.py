@@ -1,0 +1,135 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import BackendError, BundleError
+from ..manifest import Graph as GraphRecord
+from ..manifest import Tensor
+from . import Tensors
+
+try:
+    import onnxruntime
+except ImportError as error:  # broken installations fail here too, with the reason in the message
+    raise BackendError(f"backend: onnxruntime cannot be imported ({error}); pip install onnxruntime") from None
+
+_TYPES = {
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(float16)": "float16",
+    "tensor(float)": "float32",
+}
+_ERRORS_ONLY = 3
+
+
+class OnnxRuntime:
+    """The backend ``onnxruntime``: CPU, any platform that has the package."""
+
+    name = "onnxruntime"
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.description = f"onnxruntime {onnxruntime.__version__} (CPU)"
+        self._options = onnxruntime.SessionOptions()
+        self._options.log_severity_level = _ERRORS_ONLY
+        if threads is not None:
+            self._options.intra_op_num_threads = threads
+
+    def load(self, path: Path, record: GraphRecord) -> OnnxGraph:
+        """Load a graph and check it against the manifest's record. Raises BundleError naming the file."""
+        try:
+            session = onnxruntime.InferenceSession(path, self._options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the package's errors have no common base class
+            raise BundleError(f"{path}: {self.description} cannot load the graph: {_one_line(error)}") from None
+        for kind, nodes, tensors in (
+            ("input", session.get_inputs(), record.inputs),
+            ("output", session.get_outputs(), record.outputs),
+        ):
+            problem = _difference({node.name: node for node in nodes}, tensors)
+            if problem:
+                raise BundleError(f"{path}: {kind} {problem}")
+        return OnnxGraph(path, session, record)
+
+
+class OnnxGraph:
+    """A graph in a session of ONNX Runtime."""
+
+    def __init__(self, path: Path, session: onnxruntime.InferenceSession, record: GraphRecord) -> None:
+        self.path, self.session, self.record = path, session, record
+
+    def run(self, inputs: Tensors) -> dict[str, npt.NDArray[Any]]:
+        """Outputs by name; see :class:`ilat_runtime.backends.Graph`."""
+        names = list(self.record.outputs)
+        try:
+            return dict(zip(names, self.session.run(names, dict(inputs)), strict=True))
+        except Exception as error:
+            raise BundleError(f"{self.path}: the graph failed: {_one_line(error)}") from None
+
+    def with_cache(self, batch: int) -> CachedGraph:
+        """The graph with its cache bound in place; see :class:`ilat_runtime.backends.Graph`."""
+        return CachedGraph(self, batch)
+
+
+class CachedGraph:
+    """A graph whose ``past_X`` and ``present_X`` are the same memory: appending to the cache copies nothing."""
+
+    def __init__(self, graph: OnnxGraph, batch: int) -> None:
+        self._graph, self._batch = graph, batch
+        self._binding = graph.session.io_binding()
+        # Bound by address: older releases of the package do not keep the arrays alive.
+        self._buffers: list[npt.NDArray[Any]] = []
+        for name, tensor in graph.record.inputs.items():
+            if not name.startswith("past_"):
+                continue
+            shape = [batch, *(int(extent) for extent in tensor.shape[1:])]
+            self._buffers.append(np.zeros(shape, tensor.dtype))
+            buffer = onnxruntime.OrtValue.ortvalue_from_numpy(self._buffers[-1])
+            self._binding.bind_ortvalue_input(name, buffer)
+            self._binding.bind_ortvalue_output("present_" + name.removeprefix("past_"), buffer)
+        self._cached = sum(name.startswith("present_") for name in graph.record.outputs)
+        self._results = [name for name in graph.record.outputs if not name.startswith("present_")]
+
+    def run(self, inputs: Tensors) -> dict[str, npt.NDArray[Any]]:
+        """Outputs other than the cache, for inputs other than the cache."""
+        arrays = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        try:
+            for name, array in arrays.items():
+                self._binding.bind_cpu_input(name, array)
+            for name in self._results:
+                # Bound again each time: its shape differs from call to call, and a stale one is written past its end.
+                self._binding.bind_output(name, "cpu")
+            self._graph.session.run_with_iobinding(self._binding)
+            values = self._binding.get_outputs()[self._cached :]
+        except Exception as error:
+            raise BundleError(f"{self._graph.path}: the graph failed: {_one_line(error)}") from None
+        return {name: value.numpy() for name, value in zip(self._results, values, strict=True)}
+
+    def with_cache(self, batch: int) -> CachedGraph:
+        """Another cache of the same graph."""
+        return self._graph.with_cache(batch)
+
+
+def _difference(nodes: dict[str, Any], tensors: dict[str, Tensor]) -> str | None:
+    """What of a session's inputs or outputs contradicts the manifest; None when nothing does."""
+    for name in sorted(nodes.keys() ^ tensors.keys()):
+        return f"{name} is in the {'graph' if name in nodes else 'manifest'} only"
+    for name, node in nodes.items():
+        dtype, tensor = _TYPES.get(node.type, node.type), tensors[name]
+        found = list(node.shape)
+        # ONNX Runtime gives a dimension without a number as its name or None; an output's may be inferred less exactly.
+        same = len(found) == len(tensor.shape) and all(
+            a == b or not isinstance(a, int) for a, b in zip(found, tensor.shape, strict=True)
+        )
+        if dtype != tensor.dtype or not same:
+            return f"{name} is {dtype} {found} in the graph, {tensor.dtype} {list(tensor.shape)} in the manifest"
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
