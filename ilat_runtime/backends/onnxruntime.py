@@ -27,6 +27,7 @@ _TYPES = {
     "tensor(float)": "float32",
 }
 _ERRORS_ONLY = 3
+_LEAST = (1, 25)
 
 
 class OnnxRuntime:
@@ -35,6 +36,12 @@ class OnnxRuntime:
     name = "onnxruntime"
 
     def __init__(self, threads: int | None = None) -> None:
+        found = onnxruntime.__version__
+        if tuple(int(part) for part in found.split(".")[:2]) < _LEAST:
+            raise BackendError(
+                f"backend: onnxruntime {found} is too old, the in-place cache (opset 24) needs "
+                f"{_LEAST[0]}.{_LEAST[1]} or newer, which needs Python 3.11 or newer"
+            )
         self.description = f"onnxruntime {onnxruntime.__version__} (CPU)"
         self._options = onnxruntime.SessionOptions()
         self._options.log_severity_level = _ERRORS_ONLY

@@ -6,7 +6,9 @@ import argparse
 import difflib
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -92,6 +94,16 @@ def run_parser(parser: argparse.ArgumentParser, arguments: Sequence[str] | None 
     return run(args.run, args, parser.prog)
 
 
+def stop_on_terminate() -> None:
+    """Let SIGTERM unwind the program (exit code 143), so that unfinished files are deleted as on Ctrl-C."""
+
+    def stop(number: int, _frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
+
+
 def fail(parser: argparse.ArgumentParser, message: str) -> NoReturn:
     """End with the usage and ``message`` (exit code 2)."""
     parser.error(message)
@@ -106,8 +118,8 @@ def emit(args: argparse.Namespace, text: str, data: Mapping[str, Any]) -> None:
 
 
 def shows_progress(args: argparse.Namespace) -> bool:
-    """Whether a progress bar is wanted (bars go to stderr, so ``--json`` keeps them unless stderr is no terminal)."""
-    return not args.quiet and (not args.json or sys.stderr.isatty())
+    """Whether a progress bar is wanted: without ``--quiet``, and where stderr is a terminal (a log would fill up)."""
+    return not args.quiet and sys.stderr.isatty()
 
 
 def human_size(count: float) -> str:
