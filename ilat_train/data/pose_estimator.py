@@ -21,15 +21,15 @@ FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
 
 PENN13 = (0, 11, 12, 13, 14, 15, 16, 23, 24, 25, 26, 27, 28)
-"""Where each of ``ilat_runtime.joints.JOINTS`` lies in BlazePose's 33 landmarks (the nose stands for the head)."""
+"""Where each of ``ilat_runtime.joints.JOINTS`` lies in BlazePose's 33 landmarks; for the head the nose, then moved."""
 
 DETECTOR_SIZE, LANDMARK_SIZE, HEATMAP_SIZE = 224, 256, 64
 ENLARGE = 1.25
 """The region looked at, relative to the circle around the body."""
 LEAST_SCORE = 0.5
 """For the detector, for the presence of a person and for a landmark's visibility alike."""
-HIP_CENTRE, CIRCLE_POINT = 33, 34
-"""Auxiliary outputs: the middle of the hips, and a point on the circle around the body, above the head."""
+NOSE, HIP_CENTRE, CIRCLE_POINT = 0, 33, 34
+"""The last two are auxiliary: the middle of the hips, and a point on the circle around the body, above the head."""
 REFINE_WINDOW = 7
 """Cells of the heat map around a landmark that refine it."""
 LOOKS = (
@@ -186,7 +186,7 @@ class PoseEstimator:
                 # The detector's region is rough: look again from where these landmarks say.
                 looks = self._looks(image, _region_of(looks)) or looks
         self._region = _region_of(looks) if looks else None
-        return np.stack([look[list(PENN13)] for look in looks]) if looks else np.zeros((0, len(PENN13), 3), np.float32)
+        return np.stack([_penn13(look) for look in looks]) if looks else np.zeros((0, len(PENN13), 3), np.float32)
 
     def _looks(self, image: ByteArray, region: Region) -> list[FloatArray]:
         found = []
@@ -233,6 +233,13 @@ class PoseEstimator:
         points[:, :2] = inside @ to_image[:, :2].T + to_image[:, 2]
         points[:, 2] = _sigmoid(raw[:, 3])
         return points[list(MIRRORED)] if mirror else points
+
+
+def _penn13(points: FloatArray) -> FloatArray:
+    pose = points[list(PENN13)]
+    # Half way to the body's circle is the middle of the head: a disc around the nose leaves the hair out of a mask.
+    pose[0, :2] = (points[NOSE, :2] + points[CIRCLE_POINT, :2]) / 2
+    return pose
 
 
 def _region_of(looks: list[FloatArray]) -> Region:
