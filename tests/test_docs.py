@@ -15,6 +15,7 @@ from ilat_runtime.manifest import Manifest, signatures
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BUNDLE = (ROOT / "docs/bundle.md").read_text(encoding="utf-8")
 
 
@@ -50,8 +51,10 @@ def test_every_tensor_is_documented(graph: str) -> None:
 
 
 def shell_commands() -> list[list[str]]:
-    """The commands of the README's shell blocks that start one of our programs."""
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    """The commands of the documents' shell blocks that start one of our programs."""
+    blocks = [
+        block for path in DOCUMENTS for block in re.findall(r"```sh\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
+    ]
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [words for line in lines if (words := shlex.split(line, comments=True)) and words[0].startswith("ilat-")]
 
@@ -65,7 +68,7 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("words", shell_commands(), ids=" ".join)
-def test_readme_commands_are_understood(words: list[str]) -> None:
+def test_commands_are_understood(words: list[str]) -> None:
     """Each command names a program, a subcommand and flags that exist."""
     import_module(PROGRAMS[words[0]]).build_parser().parse_args(words[1:])
 
@@ -79,9 +82,8 @@ def test_readme_snippet_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(frame.shape == scope["image"].shape for frame in scope["frames"])
 
 
-@pytest.mark.parametrize("document", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
-def test_links_lead_somewhere(document: str) -> None:
-    path = ROOT / document
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text(encoding="utf-8")):
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text("utf-8")):
         if "://" not in target:
-            assert (path.parent / target).exists(), f"{document} links to {target}"
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
