@@ -83,11 +83,9 @@ def choose(name: str = "auto", threads: int | None = None) -> Choice:
         raise BackendError(f"threads: {threads!r}, expected a whole number from 1")
     if name == "auto":
         failures = []
-        for candidate, make in BACKENDS.items():
+        for make in BACKENDS.values():
             try:
-                choice = Choice(
-                    make(threads), f"auto: {candidate} is the first of {', '.join(BACKENDS)} that works here"
-                )
+                choice = Choice(make(threads), f"auto takes the first that works here of: {', '.join(BACKENDS)}")
             except BackendError as error:
                 failures.append(str(error))
                 continue
