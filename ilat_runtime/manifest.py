@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -327,7 +327,9 @@ def _known_keys(place: list[str]) -> list[str]:
     model: Any = Manifest
     for part in place:
         field = getattr(model, "model_fields", {}).get(part)
-        model = field.annotation if field else None
+        kind = field.annotation if field else None
+        # Of an optional part, the part.
+        model = next((part for part in (kind, *get_args(kind)) if hasattr(part, "model_fields")), None)
     return list(getattr(model, "model_fields", {}))
 
 
@@ -346,7 +348,9 @@ def parse_manifest(text: bytes | str, where: str = FILE_NAME) -> Manifest:
         raise BundleError(f"{where}: not valid JSON: {error}") from None
     if not isinstance(plain, dict) or plain.get("format") != FORMAT:
         raise BundleError(f'{where}: format: not a bundle\'s manifest, expected "format": "{FORMAT}"')
-    version = plain.get("format_version")
+    if "format_version" not in plain:
+        raise BundleError(f"{where}: format_version: this key is missing")
+    version = plain["format_version"]
     if isinstance(version, int) and not isinstance(version, bool) and version > FORMAT_VERSION:
         raise BundleError(
             f"{where}: format_version: the bundle has version {version}, this runtime (ilat {__version__}) reads "
