@@ -1,0 +1,226 @@
+"""What a model and a training run are made of. Strict: an unknown key is an error that names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ilat_runtime.errors import InputError
+from ilat_runtime.segments import NUMBERINGS, Layout
+
+
+class Strict(BaseModel):
+    """A frozen configuration that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TokenizerConfig(Strict):
+    """TS-VQGAN (Sec. 3.1; the presets of A.1 are the recipes ``pose`` and ``face``)."""
+
+    image_size: int = 256
+    in_channels: int = 3
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    res_blocks: int = 2
+    attention: bool = True
+    """Self-attention at the latent's resolution and in the middle, as VQGAN f16 has it."""
+    norm: Literal["group", "instance"] = "group"
+    norm_groups: int = 32
+    downsample_kernel: Literal[3, 4] = 3
+    dropout: float = Field(0.0, ge=0, lt=1)
+    latent_channels: int = 256
+    codebook_size: int = Field(16384, ge=2)
+    codebook_channels: int = 256
+    tanh: bool = False
+    two_stream: bool = True
+    """False: plain convolutions, normalisation and attention, the paper's ablation iLAT*."""
+
+    @property
+    def factor(self) -> int:
+        """Pixels of a token's side."""
+        return int(2 ** (len(self.multipliers) - 1))
+
+    @property
+    def grid(self) -> int:
+        """Tokens along a side of the image."""
+        return self.image_size // self.factor
+
+    @model_validator(mode="after")
+    def _divides(self) -> TokenizerConfig:
+        if self.image_size % self.factor:
+            raise ValueError(f"image_size {self.image_size} must be a multiple of the factor {self.factor}")
+        if self.norm == "group" and any(self.channels * m % self.norm_groups for m in self.multipliers):
+            raise ValueError(f"norm_groups {self.norm_groups} must divide channels {self.channels} times each multiplier")
+        return self
+
+
+class TransformerConfig(Strict):
+    """The local autoregressive transformer (Sec. 3.2; base size of A.1)."""
+
+    width: int = 768
+    heads: int = 12
+    layers: int = 12
+    dropout: float = Field(0.1, ge=0, lt=1)
+    image_tokens: int = 256
+    pose_tokens: int = Field(13, ge=0)
+    blocks: tuple[str, ...] = ("condition", "pose", "target")
+    codebook_size: int = 16384
+    condition_vocabulary: int = 16384
+    numbering: str = "local"
+
+    @property
+    def layout(self) -> Layout:
+        """The blocks of the sequence."""
+        return Layout(self.image_tokens, self.pose_tokens, self.blocks)
+
+    @property
+    def head_size(self) -> int:
+        """Channels of one attention head."""
+        return self.width // self.heads
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TransformerConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        if self.numbering not in NUMBERINGS:
+            raise ValueError(f"numbering {self.numbering!r} must be one of {sorted(NUMBERINGS)}")
+        _ = self.layout
+        return self
+
+
+class DataConfig(Strict):
+    """How training pairs are cut from a data set (Sec. 4, Penn Action protocol)."""
+
+    margin: float = Field(1.3, ge=1)
+    """Side of the crop over the larger side of the box of both poses."""
+    dilation: float | None = Field(None, gt=0)
+    """Radius of the skeleton mask over the same side; None takes each clip's own."""
+    shift: float = Field(0.05, ge=0)
+    """Random shift of the crop, up to this part of its side."""
+    scale: tuple[float, float] = (0.95, 1.2)
+    """Range of the random factor on the crop's side."""
+    flip: float = Field(0.0, ge=0, le=1)
+    """Probability of mirroring a pair."""
+
+
+class TokenizerTraining(Strict):
+    """Steps, rates and losses of the tokenizer (Sec. 4, Implementation Details)."""
+
+    plain_steps: int = 150_000
+    masked_steps: int = 150_000
+    batch_size: int = 16
+    rate: float = 8e-5
+    betas: tuple[float, float] = (0.5, 0.9)
+    halve_every: int = 50_000
+    precision: str = "32-true"
+    perceptual: Literal["auto", "vgg", "alex", "gradient"] = "auto"
+    perceptual_weight: float = 1.0
+    commitment: float = 0.25
+    codebook_weight: float = 1.0
+    codebook_start: int = 0
+    """Steps of plain autoencoding before quantization; the codebook is then filled with k-means of the latents."""
+    restart_every: int = 0
+    """Every so many steps unused codebook vectors are set to latents of the batch; 0 never."""
+    adversarial: Literal["adaptive", "fixed", "none"] = "adaptive"
+    adversarial_weight: float = 0.8
+    adversarial_start: int = 0
+    discriminator_channels: int = 64
+    masks: tuple[str, ...] = ("skeleton", "free-form", "box")
+    """Kinds of mask of the masked stage, drawn evenly."""
+
+
+class TransformerTraining(Strict):
+    """Steps and rates of the transformer (Sec. 4, Implementation Details)."""
+
+    steps: int = 300_000
+    batch_size: int = 16
+    rate: float = 5e-5
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.01
+    warmup: int = 10_000
+    precision: str = "32-true"
+    token_pool: int = 0
+    """Pairs encoded once before training and drawn from; 0 encodes each batch anew."""
+
+
+class Recipe(Strict):
+    """All that ``ilat-train`` needs to know for one task."""
+
+    name: str
+    task: Literal["pose", "images"] = "pose"
+    """Training data: pairs of frames with landmarks, or single images."""
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    transformer: TransformerConfig = TransformerConfig()
+    data: DataConfig = DataConfig()
+    tokenizer_training: TokenizerTraining = TokenizerTraining()
+    transformer_training: TransformerTraining = TransformerTraining()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Recipe:
+        if self.transformer.image_tokens != self.tokenizer.grid**2:
+            raise ValueError(
+                f"transformer.image_tokens {self.transformer.image_tokens} must be the tokenizer's {self.tokenizer.grid}²"
+            )
+        if self.transformer.codebook_size != self.tokenizer.codebook_size:
+            raise ValueError("transformer.codebook_size must equal tokenizer.codebook_size")
+        return self
+
+
+StrictType = TypeVar("StrictType", bound=Strict)
+
+
+def parse(kind: type[StrictType], values: dict[str, Any], where: str) -> StrictType:
+    """``kind(**values)``; raises InputError that names ``where`` and the key at fault."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or kind.__name__
+        raise InputError(f"{where}: {key}: {first['msg']}") from None
+
+
+def load_json(kind: type[StrictType], path: Path) -> StrictType:
+    """Reads a configuration from a JSON file; raises InputError that names the file and the key at fault."""
+    import json
+
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a JSON file ({error})") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return parse(kind, values, str(path))
+
+
+def override(recipe: Recipe, assignments: list[str]) -> Recipe:
+    """``recipe`` with dotted assignments such as ``tokenizer_training.batch_size=8`` (values in JSON) applied.
+
+    Raises:
+        InputError: an assignment that is not KEY=VALUE, an unknown key or a value of the wrong type.
+    """
+    import json
+
+    values = recipe.model_dump(mode="json")
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise InputError(f"--set {assignment}: expected KEY=VALUE")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        *path, last = key.split(".")
+        place = values
+        for part in path:
+            if not isinstance(place.get(part), dict):
+                raise InputError(f"--set {key}: no such key")
+            place = place[part]
+        if last not in place:
+            raise InputError(f"--set {key}: no such key; expected one of {', '.join(place)}")
+        place[last] = value
+    return parse(Recipe, values, "--set")

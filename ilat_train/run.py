@@ -1,0 +1,141 @@
+"""What both training loops share: devices, resuming, the record of a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy, Strategy
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from ilat_runtime.errors import InputError
+from ilat_runtime.image_file import write_image
+
+from . import checkpoint
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a training runs, apart from the recipe.
+
+    Attributes:
+        folder: where checkpoints, samples and the TensorBoard record go.
+        stop_at: stop after this many steps in all (the schedule stays that of the recipe); None runs to the end.
+        save_every, sample_every: steps between checkpoints and sample sheets.
+    """
+
+    folder: Path
+    seed: int = 0
+    resume: bool = False
+    force: bool = False
+    devices: int = 1
+    accelerator: str = "auto"
+    threads: int | None = None
+    stop_at: int | None = None
+    save_every: int = 500
+    sample_every: int = 500
+    log_every: int = 10
+    progress: bool = True
+
+
+def start(options: RunOptions, precision: str) -> Fabric:
+    """Checks the folder and launches Fabric on the devices asked for.
+
+    Raises:
+        InputError: the folder holds a run already and neither resume nor force was asked for.
+    """
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    begun = (options.folder / "state.pt").exists() or (options.folder / "model.safetensors").exists()
+    if begun and not options.resume and not options.force:
+        raise InputError(f"{options.folder}: holds a run already; --resume goes on with it, --force starts anew")
+    # Some parameters have no gradient in some steps: the codebook before quantization starts, the full stream's masks.
+    strategy: str | Strategy = DDPStrategy(find_unused_parameters=True) if options.devices > 1 else "auto"
+    fabric = Fabric(
+        accelerator=options.accelerator, devices=options.devices, strategy=strategy, precision=precision  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
+
+
+def seed_step(seed: int, step: int, rank: int) -> np.random.Generator:
+    """Seeds PyTorch (dropout) for one step and returns numpy's generator: a resumed run draws what an unbroken one does."""
+    sequence = np.random.SeedSequence([seed, step, rank, 1])
+    torch.manual_seed(int(sequence.generate_state(1)[0]))
+    return np.random.default_rng(sequence)
+
+
+class Record:
+    """Progress bar, TensorBoard scalars and sample sheets of the first process."""
+
+    def __init__(self, options: RunOptions, fabric: Fabric, steps: int, first: int, name: str) -> None:
+        self.options, self.active = options, fabric.is_global_zero
+        self.writer = SummaryWriter(str(options.folder / "logs"), purge_step=first) if self.active else None
+        self.bar: tqdm[int] = tqdm(
+            total=steps, initial=first, desc=name, unit="step", disable=None if options.progress and self.active else True
+        )
+        self.sums: dict[str, float] = {}
+        self.count, self.began = 0, time.monotonic()
+
+    def step(self, step: int, scalars: dict[str, torch.Tensor | float]) -> None:
+        """Adds one step's scalars; writes their means every ``log_every`` steps."""
+        for name, value in scalars.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        self.count += 1
+        self.bar.update()
+        if self.count == self.options.log_every:
+            means = {name: total / self.count for name, total in self.sums.items()}
+            means["steps_per_second"] = self.count / (time.monotonic() - self.began)
+            if self.writer is not None:
+                for name, value in means.items():
+                    self.writer.add_scalar(name, value, step)
+            self.bar.set_postfix({name: f"{value:.4g}" for name, value in means.items()})
+            self.sums, self.count, self.began = {}, 0, time.monotonic()
+
+    def sheet(self, step: int, image: npt.NDArray[np.uint8]) -> None:
+        """Writes a sample sheet, uint8 HWC RGB, as samples/STEP.png."""
+        if self.active:
+            folder = self.options.folder / "samples"
+            folder.mkdir(exist_ok=True)
+            write_image(folder / f"{step:07d}.png", image, force=True)
+
+    def close(self) -> None:
+        """Ends the bar and the record."""
+        self.bar.close()
+        if self.writer is not None:
+            self.writer.close()
+
+
+def steps(first: int, total: int, stop_at: int | None) -> Iterator[int]:
+    """Step numbers from ``first`` to the end or the stop."""
+    return iter(range(first, total if stop_at is None else min(total, stop_at)))
+
+
+def resumed(options: RunOptions, config: dict[str, Any]) -> dict[str, Any] | None:
+    """The state to go on from, or None.
+
+    Raises:
+        InputError: the state was made with another configuration or seed.
+    """
+    if not options.resume:
+        return None
+    state = checkpoint.load_state(options.folder)
+    for key, value in (("config", config), ("seed", options.seed)):
+        if state.get(key) != value:
+            raise InputError(f"{options.folder / 'state.pt'}: {key} differs from this run's; use the same recipe and seed")
+    return state
+
+
+def set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
+    """Sets the learning rate of all parameter groups."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
