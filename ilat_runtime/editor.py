@@ -469,7 +469,7 @@ class Editor:
                     "blend": np.array([bool(blend)]),
                 }
             )
-            result.update(zip(members, outputs["image"], strict=True))
+            result.update(zip(members, outputs["edited"], strict=True))
         return [result[index] for index in range(len(jobs))]
 
 

@@ -206,7 +206,8 @@ def signatures(manifest: Manifest) -> dict[str, tuple[dict[str, Tensor], dict[st
     return {
         "encoder": (encoder_inputs, encoder_outputs),
         "transformer": (transformer_inputs, transformer_outputs),
-        "decoder": (decoder_inputs, {"image": image}),
+        # Not "image": a graph's output cannot have the name of an input.
+        "decoder": (decoder_inputs, {"edited": image}),
     }
 
 
