@@ -84,7 +84,7 @@ def train_tokenizer(recipe: Recipe, data: TrainingData, options: RunOptions, ini
     for step in steps(first, total, options.stop_at):
         random = seed_step(options.seed, step, fabric.global_rank)
         set_rate(optimizers, training.rate * 0.5 ** (step // training.halve_every))
-        batch = data.batch(options.seed, step, fabric.global_rank, training.batch_size)
+        batch = data.batch(options.seed, step, fabric.global_rank, training.batch_size, pairs=False)
         image = fabric.to_device(batch.target.contiguous(memory_format=torch.channels_last))
         mask = None
         if step >= training.plain_steps:
@@ -144,11 +144,11 @@ def _fill_codebook(fabric: Fabric, model: TSVQGAN, data: TrainingData, seed: int
     batches = -(-16 * size // (batch_size * model.config.grid**2))
     with fabric.autocast():
         latents = [
-            _latents(model, fabric.to_device(data.batch(seed + 1, number, 0, batch_size).target))
+            _latents(model, fabric.to_device(data.batch(seed + 1, number, 0, batch_size, pairs=False).target))
             for number in range(max(batches, 1))
         ]
     points = torch.cat(latents).float().cpu().numpy()
-    centres, _ = kmeans2(points, size, iter=10, minit="++", seed=seed, missing="warn")
+    centres, _ = kmeans2(points, size, iter=10, minit="points", seed=seed, missing="warn")
     codebook = fabric.broadcast(torch.from_numpy(centres.astype(np.float32)).to(fabric.device))
     with torch.no_grad():
         model.quantizer.codebook.copy_(codebook)

@@ -56,8 +56,8 @@ class Batch:
 class TrainingData(Protocol):
     """What the training loops draw from."""
 
-    def batch(self, seed: int, step: int, rank: int, size: int) -> Batch:
-        """The batch of one step on one process."""
+    def batch(self, seed: int, step: int, rank: int, size: int, pairs: bool = True) -> Batch:
+        """The batch of one step on one process; without ``pairs`` the condition is the target itself."""
         ...
 
 
@@ -151,8 +151,8 @@ class PoseDataset:
         dilation = entry.dilation if self.config.dilation is None else self.config.dilation
         return Pair(clip, condition, target, poses, crop, dilation * extent)
 
-    def load(self, pairs: list[Pair], mirrored: list[bool] | None = None) -> Batch:
-        """Cuts and resamples pairs into one batch."""
+    def load(self, pairs: list[Pair], mirrored: list[bool] | None = None, conditions: bool = True) -> Batch:
+        """Cuts and resamples pairs into one batch; without ``conditions`` their place is taken by the targets."""
         size = self.size
 
         def images(number: int) -> Tensor:
@@ -160,9 +160,10 @@ class PoseDataset:
             cut = [pair.crop.take(frame) for pair, frame in zip(pairs, frames, strict=True)]
             return torch.stack([to_model(np.asarray(image, np.uint8), size) for image in cut])
 
+        target = images(1)
         batch = Batch(
-            images(0),
-            images(1),
+            images(0) if conditions else target.clone(),
+            target,
             torch.from_numpy(np.stack([pair.crop.relative(pair.poses) for pair in pairs])),
             torch.tensor([pair.radius / pair.crop.side for pair in pairs]),
         )
@@ -174,16 +175,16 @@ class PoseDataset:
                 batch.poses[row, ..., 0] = 1 - batch.poses[row, ..., 0]
         return batch
 
-    def batch(self, seed: int, step: int, rank: int, size: int) -> Batch:
+    def batch(self, seed: int, step: int, rank: int, size: int, pairs: bool = True) -> Batch:
         """Pairs of random training frames of random clips."""
         random, names = generator(seed, step, rank), list(self.clips)
-        pairs = []
-        while len(pairs) < size:
+        chosen: list[Pair] = []
+        while len(chosen) < size:
             clip = names[random.integers(len(names))]
             condition, target = random.choice(self.indices(clip, "train"), 2)
             if visible_box(self.poses[clip][[condition, target]]) is not None:
-                pairs.append(self.pair(clip, int(condition), int(target), random))
-        return self.load(pairs, list(random.random(size) < self.config.flip))
+                chosen.append(self.pair(clip, int(condition), int(target), random))
+        return self.load(chosen, list(random.random(size) < self.config.flip), pairs)
 
     def held_out_pairs(self, count: int, seed: int = 0) -> list[Pair]:
         """``count`` pairs of held-out frames: each target with another held-out frame of its clip, spread evenly.
@@ -230,7 +231,7 @@ class ImageFolder:
         square = np.asarray(image[top : top + side, left : left + side, ::-1], np.uint8)
         return to_model(square, self.size)
 
-    def batch(self, seed: int, step: int, rank: int, size: int) -> Batch:
+    def batch(self, seed: int, step: int, rank: int, size: int, pairs: bool = True) -> Batch:
         """Random images, each mirrored with the configured probability."""
         random = generator(seed, step, rank)
         images = torch.stack([self.image(int(index)) for index in random.integers(len(self.files), size=size)])

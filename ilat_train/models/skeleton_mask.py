@@ -9,7 +9,7 @@ from ilat_runtime.joints import LIMBS
 
 
 def skeleton_mask(poses: Tensor, radius: Tensor, size: int) -> Tensor:
-    """Every pixel within ``radius`` of a limb or a visible joint of any of the poses.
+    """Every pixel within ``radius`` of a visible limb of any of the poses.
 
     Args:
         poses: float (B, P, 13, 3), x and y in [0, 1] of the square image, visibility.
@@ -19,10 +19,12 @@ def skeleton_mask(poses: Tensor, radius: Tensor, size: int) -> Tensor:
     Returns:
         bool (B, 1, size, size).
     """
-    start = torch.tensor([a for a, _ in LIMBS] + list(range(13)), device=poses.device)
-    end = torch.tensor([b for _, b in LIMBS] + list(range(13)), device=poses.device)
-    first, second = poses[:, :, start], poses[:, :, end]
-    drawn = (first[..., 2] > 0.5) & (second[..., 2] > 0.5)
+    first = poses[:, :, [a for a, _ in LIMBS]]
+    second = poses[:, :, [b for _, b in LIMBS]]
+    # A limb with one end in sight shrinks to a disc around that end.
+    first = torch.where(first[..., 2:] > 0.5, first, second)
+    second = torch.where(second[..., 2:] > 0.5, second, first)
+    drawn = first[..., 2] > 0.5
     axis = (torch.arange(size, device=poses.device, dtype=torch.float32) + 0.5) / size
     # (B, P, limbs, row, column): the nearest point of each limb to each pixel's centre.
     x0, y0 = first[..., 0, None, None], first[..., 1, None, None]

@@ -7,7 +7,7 @@ POSE_DEMO = Recipe(
     tokenizer=TokenizerConfig(
         # Most of the time goes where the pixels are, most of the parameters where they are few.
         channels=16,
-        multipliers=(1, 2, 4, 6, 10),
+        multipliers=(1, 2, 4, 6, 8),
         res_blocks=1,
         norm_groups=4,
         latent_channels=128,
@@ -18,17 +18,17 @@ POSE_DEMO = Recipe(
         width=256, heads=8, layers=8, dropout=0.1, codebook_size=1024, condition_vocabulary=1024
     ),
     tokenizer_training=TokenizerTraining(
-        plain_steps=3000,
-        masked_steps=1000,
+        plain_steps=1500,
+        masked_steps=400,
         batch_size=4,
         rate=1e-3,
         betas=(0.5, 0.9),
-        halve_every=1200,
+        halve_every=500,
         precision="bf16-mixed",
         # AlexNet's LPIPS costs little beside the tokenizer; VGG's would cost more than it.
         perceptual="alex",
-        codebook_start=300,
-        restart_every=100,
+        codebook_start=200,
+        restart_every=50,
         adversarial="none",
         masks=("skeleton", "skeleton", "free-form", "box"),
     ),
