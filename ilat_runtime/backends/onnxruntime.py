@@ -26,7 +26,7 @@ _TYPES = {
     "tensor(float16)": "float16",
     "tensor(float)": "float32",
 }
-_ERRORS_ONLY = 3
+_SILENT = 4  # errors come as exceptions; the log would say them twice
 _LEAST = (1, 25)
 
 
@@ -44,7 +44,7 @@ class OnnxRuntime:
             )
         self.description = f"onnxruntime {onnxruntime.__version__} (CPU)"
         self._options = onnxruntime.SessionOptions()
-        self._options.log_severity_level = _ERRORS_ONLY
+        self._options.log_severity_level = _SILENT
         if threads is not None:
             self._options.intra_op_num_threads = threads
 
