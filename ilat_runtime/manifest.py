@@ -176,10 +176,8 @@ def signatures(manifest: Manifest) -> dict[str, tuple[dict[str, Tensor], dict[st
     encoder_outputs = {"latent": latent, "tokens": image_tokens, "token_mask": token_mask, "edit_mask": edit_mask}
 
     row = tensor("int64", "B", "q")
-    transformer_inputs = {"tokens": row}
-    if "pose" in manifest.layout or "source_pose" in manifest.layout:
-        transformer_inputs["landmarks"] = tensor("float32", "B", "q", 3)
-    transformer_inputs |= {
+    transformer_inputs = {
+        "tokens": row,
         "positions": row,
         "query_segment": tensor("int32", "B", "q"),
         "slot_segment": tensor("int32", "B", slots),
@@ -188,6 +186,8 @@ def signatures(manifest: Manifest) -> dict[str, tuple[dict[str, Tensor], dict[st
         "temperature": tensor("float32", "B"),
         "uniform": tensor("float32", "B", "u", "v"),
     }
+    if "pose" in manifest.layout or "source_pose" in manifest.layout:
+        transformer_inputs["landmarks"] = tensor("float32", "B", "q", 3)
     transformer_outputs = {"next_token": row, "log_probability": tensor("float32", "B", "q")}
     cache = tensor("float32", "B", manifest.heads, slots, manifest.head_size)
     for layer in range(manifest.layers):

@@ -8,10 +8,12 @@ from torch import Tensor
 
 def _weights(source: int, target: int, like: Tensor) -> Tensor:
     """(target, source): row i holds the triangle filter around output pixel i's centre; rows sum to 1."""
-    ratio = source / target
-    width = max(ratio, 1.0) if isinstance(ratio, float) else torch.sym_max(ratio, 1.0)
-    centre = (torch.arange(target, device=like.device, dtype=torch.float32) + 0.5) * ratio - 0.5
     position = torch.arange(source, device=like.device, dtype=torch.float32)
+    index = torch.arange(target, device=like.device, dtype=torch.float32)
+    # The sizes as tensors, so that a graph exported with dynamic sizes computes this too.
+    ratio = (position[-1:] + 1) / (index[-1:] + 1)
+    width = ratio.clamp(min=1)
+    centre = (index + 0.5) * ratio - 0.5
     weights = (1 - (position[None, :] - centre[:, None]).abs() / width).clamp(min=0)
     return weights / weights.sum(1, keepdim=True)
 

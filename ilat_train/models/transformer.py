@@ -88,17 +88,22 @@ class LocalTransformer(nn.Module):
             nn.init.normal_(table, std=0.02)
 
     def forward(
-        self, tokens: Tensor, landmarks: Tensor, positions: Tensor, allowed: Tensor, cache: Cache | None = None
+        self,
+        tokens: Tensor,
+        landmarks: Tensor | None,
+        positions: Tensor,
+        allowed: Tensor,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Hidden states (B, q, width) of tokens int64 (B, q) of the joint vocabulary.
 
         Args:
-            landmarks: float (B, q, 3), read where the token is the landmarks' id.
+            landmarks: float (B, q, 3), read where the token is the landmarks' id; None for models without.
             positions: int64 (B, q) or (q,), index into the whole sequence's layout.
             allowed: bool (B or 1, 1, q, T), Eq. 7.
         """
         x = self.embedding[tokens]
-        if self.point_mlp is not None:
+        if self.point_mlp is not None and landmarks is not None:
             x = torch.where((tokens == self.pose)[..., None], self.point_mlp(landmarks), x)
         x = self.dropout(x + self.position[positions])
         for block in self.blocks:
@@ -111,20 +116,21 @@ class LocalTransformer(nn.Module):
         table = self.embedding[self.target_offset : self.target_offset + self.config.codebook_size]
         return F.linear(hidden, table, self.bias)
 
-    def sequence(self, condition: Tensor, pose: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor]:
+    def sequence(self, condition: Tensor | None, pose: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor]:
         """The whole sequence for training: tokens int64 (B, L) and landmarks (B, L, 3).
 
         Args:
-            condition: int64 (B, n) tokens of the condition image.
+            condition: int64 (B, n) tokens of the condition image; None when the model has none.
             pose: float (B, 13, 3) crop-relative landmarks of the target; None when the model has none.
             target: int64 (B, n) tokens of the target image.
         """
         layout, batch = self.config.layout, target.shape[0]
         tokens = target.new_full((batch, layout.length), self.pose)
         landmarks = torch.zeros(batch, layout.length, 3, device=target.device)
-        at = layout.slice("condition")
-        tokens[:, at.start] = self.start_condition
-        tokens[:, at.start + 1 : at.stop] = condition
+        if condition is not None:
+            at = layout.slice("condition")
+            tokens[:, at.start] = self.start_condition
+            tokens[:, at.start + 1 : at.stop] = condition
         if pose is not None:
             landmarks[:, layout.slice("pose")] = pose
         at = layout.slice("target")
@@ -132,7 +138,7 @@ class LocalTransformer(nn.Module):
         tokens[:, at.start + 1 : at.stop] = target + self.target_offset
         return tokens, landmarks
 
-    def target_logits(self, condition: Tensor, pose: Tensor | None, target: Tensor, segment: Tensor) -> Tensor:
+    def target_logits(self, condition: Tensor | None, pose: Tensor | None, target: Tensor, segment: Tensor) -> Tensor:
         """Logits (B, n, K): entry m predicts target token m, by one pass over the whole sequence (teacher forcing).
 
         Args:

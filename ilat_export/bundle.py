@@ -1,0 +1,161 @@
+"""Trained models to a bundle: three verified graphs and the manifest."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ilat_runtime import __version__, manifest
+from ilat_runtime.errors import InputError
+from ilat_runtime.joints import JOINTS
+from ilat_train.models import TSVQGAN, LocalTransformer
+
+from .graphs import DecoderGraph, EncoderGraph, TransformerGraph
+from .to_onnx import OPSET, round_to_half, save, store_half, to_onnx
+from .verify import Sample, Tolerance, Verification, random_sample, verify
+
+EXAMPLE = {"B": 2, "h": 48, "w": 40, "P": 3, "q": 5, "u": 5}
+"""Sizes of the named dimensions during export, distinct so that none is taken for another; u and v, the noise's, are
+broadcast to q and K.
+"""
+SPARE_SLOTS = 8
+"""Of the cache, beyond the sequence: rows of padding in a batch need a slot too."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a bundle says of itself and the models do not know."""
+
+    name: str
+    weights_licence: str = "not stated"
+    data_licence: str = "not stated"
+    margin: float = 1.3
+    dilation: float = 0.09
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def describe(tokenizer: TSVQGAN, transformer: LocalTransformer, facts: Facts, weights: str) -> manifest.Manifest:
+    """The manifest but for its files and their verification; its ``signatures`` are what the graphs must have.
+
+    Raises:
+        InputError: the two models do not belong together.
+    """
+    image, sequence = tokenizer.config, transformer.config
+    if sequence.image_tokens != image.grid**2 or sequence.codebook_size != image.codebook_size:
+        raise InputError(
+            f"transformer: {sequence.image_tokens} tokens of {sequence.codebook_size} values, but the tokenizer makes "
+            f"{image.grid**2} of {image.codebook_size}"
+        )
+    if "pose" in sequence.blocks:
+        kind: Literal["pose", "sketch", "none"] = "pose"
+    else:
+        kind = "sketch" if "condition" in sequence.blocks else "none"
+    graph = manifest.Graph(file="-", opset=OPSET, inputs={}, outputs={})
+    return manifest.Manifest.model_construct(
+        format="ilat-bundle",
+        format_version=1,
+        name=facts.name,
+        kind=kind,
+        created_with=f"ilat {__version__}",
+        image_size=image.image_size,
+        factor=image.factor,
+        codebook_size=image.codebook_size,
+        condition_vocabulary=sequence.condition_vocabulary,
+        latent_channels=image.codebook_channels,
+        joints=JOINTS if kind == "pose" else None,
+        numbering=sequence.numbering,
+        layout=sequence.blocks,
+        cache_capacity=sequence.layout.length + SPARE_SLOTS,
+        layers=sequence.layers,
+        heads=sequence.heads,
+        head_size=sequence.head_size,
+        vocabulary=manifest.Vocabulary(
+            target_offset=transformer.target_offset,
+            start_condition=transformer.start_condition,
+            start_target=transformer.start_target,
+            pose=transformer.pose,
+        ),
+        crop=manifest.CropRule(margin=facts.margin, dilation=facts.dilation) if kind == "pose" else None,
+        precision=manifest.Precision.model_validate({"compute": "float32", "weights": weights}),
+        leak_free=image.two_stream,
+        graphs=manifest.Graphs(encoder=graph, transformer=graph, decoder=graph),
+        files={},
+        verification={},
+        licence=manifest.Licence(weights=facts.weights_licence, data=facts.data_licence),
+        provenance=facts.provenance,
+    )
+
+
+def export_bundle(
+    tokenizer: TSVQGAN,
+    transformer: LocalTransformer,
+    out: Path,
+    facts: Facts,
+    *,
+    weights: Literal["float16", "float32"] = "float16",
+    samples: list[Sample] | None = None,
+    tolerance: Tolerance | None = None,
+    force: bool = False,
+) -> Verification:
+    """Writes the bundle folder ``out``, complete and verified or not at all.
+
+    Args:
+        weights: how weights are stored; the arithmetic is float32 either way. ``float16`` halves the files.
+        samples: real inputs to verify the graphs on, besides random ones.
+
+    Raises:
+        InputError: the models do not belong together, or ``out`` exists and ``force`` is false.
+        VerificationError: a graph differs from PyTorch by more than the tolerance; nothing is written.
+    """
+    if out.exists() and not (force and (out / manifest.FILE_NAME).is_file()):
+        hint = "it is no bundle" if force else "replace it with --force"
+        raise InputError(f"{out}: exists already; {hint}")
+    tokenizer, transformer = copy.deepcopy(tokenizer).eval(), copy.deepcopy(transformer).eval()
+    if weights == "float16":
+        round_to_half(tokenizer)
+        round_to_half(transformer)
+    description = describe(tokenizer, transformer, facts, weights)
+    modules = {
+        "encoder": EncoderGraph(tokenizer),
+        "transformer": TransformerGraph(transformer),
+        "decoder": DecoderGraph(tokenizer),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        graphs, files = {}, {}
+        for name, (inputs, outputs) in manifest.signatures(description).items():
+            model = to_onnx(modules[name], inputs, outputs, EXAMPLE | {"v": description.codebook_size})
+            file = f"{name}.onnx"
+            save(store_half(model) if weights == "float16" else model, folder / file)
+            graphs[name] = manifest.Graph(file=file, opset=OPSET, inputs=inputs, outputs=outputs)
+            files[file] = manifest.file_record(folder / file)
+        complete = description.model_copy(update={"graphs": manifest.Graphs(**graphs), "files": files})
+        random = [random_sample(complete, np.random.default_rng(seed)) for seed in range(2)]
+        found = verify(folder, complete, modules, random, samples or [], tolerance or Tolerance())
+        complete = complete.model_copy(update={"verification": found.record()})
+        manifest.write_manifest(folder, complete)
+        folder.chmod(0o755)
+        if out.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+            out.rename(old / out.name)
+            folder.rename(out)
+            shutil.rmtree(old)
+        else:
+            folder.rename(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return found
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files of a bundle."""
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+

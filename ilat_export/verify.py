@@ -1,0 +1,230 @@
+"""Every graph against PyTorch, on random and real inputs, before a bundle is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from ilat_runtime.backends import Graph, choose
+from ilat_runtime.decoding import Decoder, Sampling, Target
+from ilat_runtime.errors import IlatError
+from ilat_runtime.joints import JOINTS
+from ilat_runtime.manifest import Manifest
+from ilat_runtime.segments import decode_plan
+from ilat_train.models import LocalTransformer
+from ilat_train.models.transformer import batch_segments
+
+from .graphs import TransformerGraph
+
+Array = npt.NDArray[Any]
+
+
+class VerificationError(IlatError):
+    """A graph does not compute what PyTorch does."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What a bundle must meet: absolute errors, the share of equal tokens, and levels of 255 in the image."""
+
+    latent: float = 1e-3
+    log_probability: float = 1e-3
+    tokens: float = 0.999
+    image: int = 1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Inputs of one edit.
+
+    Attributes:
+        image: uint8 (h, w, 3) RGB, a square crop.
+        mask: uint8 (h, w).
+        poses: float32 (2, 13, 3) crop-relative: of the reference and the target.
+        radius: crop-relative radius of the skeleton mask.
+    """
+
+    image: Array
+    mask: Array
+    poses: Array
+    radius: float
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The largest errors against PyTorch and the shares of equal tokens.
+
+    ``encoder_tokens`` are the tokens at unmasked positions; ``decoded_tokens`` those generated step by step from the
+    cache by ONNX Runtime, against the argmax of PyTorch's one masked forward pass over the finished sequence.
+    """
+
+    random_inputs: int
+    real_inputs: int
+    latent_error: float
+    log_probability_error: float
+    image_error: int
+    encoder_tokens: float
+    decoded_tokens: float
+
+    def record(self) -> dict[str, Any]:
+        """As it stands in the manifest."""
+        return asdict(self)
+
+    def check(self, tolerance: Tolerance) -> None:
+        """Raises VerificationError naming the first number that misses its tolerance."""
+        for name, value, bound, holds in (
+            ("encoder: latent error", self.latent_error, tolerance.latent, self.latent_error <= tolerance.latent),
+            ("encoder: share of equal tokens", self.encoder_tokens, tolerance.tokens, self.encoder_tokens >= tolerance.tokens),
+            (
+                "transformer: log-probability error",
+                self.log_probability_error,
+                tolerance.log_probability,
+                self.log_probability_error <= tolerance.log_probability,
+            ),
+            ("transformer: share of equal tokens", self.decoded_tokens, tolerance.tokens, self.decoded_tokens >= tolerance.tokens),
+            ("decoder: image error in levels", self.image_error, tolerance.image, self.image_error <= tolerance.image),
+        ):
+            if not holds:
+                raise VerificationError(f"{name} is {value:.3g}, the tolerance is {bound:.3g}; no bundle was written")
+
+
+def random_sample(manifest: Manifest, random: np.random.Generator) -> Sample:
+    """Noise, a random box of it masked, and two random poses; the crop is not of the model's size."""
+    side = manifest.image_size + 17
+    image = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
+    mask = np.zeros((side, side), np.uint8)
+    (top, left), (height, width) = random.integers(0, side // 2, 2), random.integers(1, side // 2, 2)
+    mask[top : top + height, left : left + width] = 1
+    poses = random.random((2, len(JOINTS), 3), dtype=np.float32)
+    poses[..., 2] = poses[..., 2] > 0.3
+    return Sample(image, mask, poses, 0.02)
+
+
+def verify(
+    folder: Path,
+    manifest: Manifest,
+    modules: Mapping[str, nn.Module],
+    random: Sequence[Sample],
+    real: Sequence[Sample],
+    tolerance: Tolerance,
+) -> Verification:
+    """Runs every sample through the graphs on ONNX Runtime and through PyTorch.
+
+    Raises:
+        VerificationError: the tolerance is missed.
+    """
+    backend = choose("onnxruntime").backend
+    records = manifest.graphs
+    graphs = {
+        name: backend.load(folder / record.file, record)
+        for name, record in (("encoder", records.encoder), ("transformer", records.transformer), ("decoder", records.decoder))
+    }
+    latent_errors, log_errors, image_errors = [0.0], [0.0], [0]
+    encoder_equal, decoded_equal = [], []
+    for sample in (*random, *real):
+        inputs = _encoder_inputs(manifest, sample)
+        found = graphs["encoder"].run(inputs)
+        expected = _torch(modules["encoder"], inputs, list(found))
+        known = ~expected["token_mask"][0]
+        side = manifest.grid
+        latent = np.abs(found["latent"] - expected["latent"])[0].reshape(-1, side * side)[:, known]
+        latent_errors.append(float(latent.max(initial=0.0)))
+        encoder_equal.append(found["tokens"][0][known] == expected["tokens"][0][known])
+        if not (np.array_equal(found["token_mask"], expected["token_mask"]) and _near(found, expected, "edit_mask")):
+            raise VerificationError("encoder: the masks differ from PyTorch's; no bundle was written")
+
+        equal, error, finished = _decoded(manifest, graphs, modules["transformer"], sample, found)
+        decoded_equal.append(equal)
+        log_errors.append(error)
+
+        edit = {
+            "latent": found["latent"],
+            "tokens": finished[None],
+            "token_mask": found["token_mask"],
+            "image": sample.image[None],
+            "edit_mask": found["edit_mask"],
+        }
+        for blend in (False, True):
+            edit["blend"] = np.array([blend])
+            image = graphs["decoder"].run(edit)["edited"].astype(int)
+            reference = _torch(modules["decoder"], edit, ["edited"])["edited"].astype(int)
+            image_errors.append(int(np.abs(image - reference).max()))
+    result = Verification(
+        random_inputs=len(random),
+        real_inputs=len(real),
+        latent_error=max(latent_errors),
+        log_probability_error=max(log_errors),
+        image_error=max(image_errors),
+        encoder_tokens=_share(encoder_equal),
+        decoded_tokens=_share(decoded_equal),
+    )
+    result.check(tolerance)
+    return result
+
+
+def _encoder_inputs(manifest: Manifest, sample: Sample) -> dict[str, Array]:
+    inputs: dict[str, Array] = {"image": sample.image[None], "mask": sample.mask[None]}
+    if manifest.kind == "pose":
+        inputs |= {"poses": sample.poses[None], "radius": np.array([sample.radius], np.float32)}
+    return inputs
+
+
+def _torch(module: nn.Module, inputs: Mapping[str, Array], names: list[str]) -> dict[str, Array]:
+    with torch.inference_mode():
+        results = module(*(torch.from_numpy(np.ascontiguousarray(array)) for array in inputs.values()))
+    results = results if isinstance(results, tuple) else (results,)
+    return {name: result.numpy() for name, result in zip(names, results, strict=True)}
+
+
+def _decoded(
+    manifest: Manifest, graphs: Mapping[str, Graph], module: nn.Module, sample: Sample, encoded: Mapping[str, Array]
+) -> tuple[Array, float, Array]:
+    """Greedy decoding from the cache against one full forward pass of PyTorch over the finished sequence.
+
+    Returns which generated tokens are equal, the largest error of their log-probabilities, and all tokens (n,).
+    """
+    if not isinstance(module, TransformerGraph):
+        raise TypeError("expected the transformer's graph")
+    transformer: LocalTransformer = module.transformer
+    posed = manifest.kind == "pose"
+    unmasked = Sample(sample.image, np.zeros_like(sample.mask), np.zeros_like(sample.poses), 0.0)
+    condition = None
+    if "condition" in manifest.layout:
+        condition = graphs["encoder"].run(_encoder_inputs(manifest, unmasked))["tokens"][0]
+    plan = decode_plan(manifest.sequence, encoded["token_mask"][0], manifest.numbering)
+    pose = sample.poses[1] if posed else None
+    decoder = Decoder(manifest, graphs["transformer"], 1)
+    unused = np.zeros(manifest.image_tokens, np.int64)
+    decoder.condition([condition if condition is not None else unused], [sample.poses[0] if posed else None])
+    generated = decoder.generate([Target(plan, encoded["tokens"][0], pose)], Sampling())[0]
+    tokens = encoded["tokens"][0].copy()
+    tokens[plan.token_mask] = generated.tokens
+    with torch.inference_mode():
+        logits = transformer.target_logits(
+            torch.from_numpy(condition[None]) if condition is not None else None,
+            torch.from_numpy(pose[None]) if pose is not None else None,
+            torch.from_numpy(tokens[None]),
+            batch_segments(transformer.config, torch.from_numpy(plan.token_mask[None])),
+        )[0, torch.from_numpy(plan.token_mask)]
+    if not len(logits):
+        return np.ones(0, bool), 0.0, tokens
+    wanted = logits.argmax(-1).numpy()
+    chosen = torch.log_softmax(logits, -1).gather(1, torch.from_numpy(generated.tokens)[:, None])[:, 0].numpy()
+    return wanted == generated.tokens, float(np.abs(chosen - generated.log_probability).max()), tokens
+
+
+def _near(found: Mapping[str, Array], expected: Mapping[str, Array], name: str) -> bool:
+    """Equal but for one pixel in a thousand: a pixel's centre may lie on the edge of a skeleton's disc."""
+    return bool((found[name] != expected[name]).mean() < 1e-3)
+
+
+def _share(equal: list[Array]) -> float:
+    together = np.concatenate(equal) if equal else np.ones(0, bool)
+    return float(together.mean()) if len(together) else 1.0
