@@ -41,6 +41,8 @@ class Crop:
 
     def take(self, image: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         """The square's pixels, (side, side, ...); what lies outside the image repeats the image's edge."""
+        if 0 <= self.x <= image.shape[1] - self.side and 0 <= self.y <= image.shape[0] - self.side:
+            return np.ascontiguousarray(image[self.y : self.y + self.side, self.x : self.x + self.side])
         rows = np.clip(np.arange(self.y, self.y + self.side), 0, image.shape[0] - 1)
         columns = np.clip(np.arange(self.x, self.x + self.side), 0, image.shape[1] - 1)
         return np.ascontiguousarray(image[rows[:, None], columns[None, :]])
