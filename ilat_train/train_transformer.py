@@ -1,0 +1,232 @@
+"""Training of the local autoregressive transformer on a frozen tokenizer (Sec. 3.2 and 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ilat_runtime.errors import InputError
+
+from . import checkpoint
+from .config import Recipe, TransformerConfig
+from .data.dataset import Batch, TrainingData, to_bytes
+from .evaluation.sheet import sample_sheet
+from .models import TSVQGAN, LocalTransformer
+from .models.transformer import batch_segments
+from .run import Record, RunOptions, resumed, seed_step, set_rate, start, steps
+
+SHEET_ROWS = 4
+
+
+@dataclass
+class TokenBatch:
+    """Encoded pairs: tokens int64 (B, n) of condition and target, token mask bool (B, n), target pose (B, 13, 3)."""
+
+    condition: Tensor
+    target: Tensor
+    token_mask: Tensor
+    pose: Tensor
+
+    def rows(self, index: Tensor) -> TokenBatch:
+        """The chosen rows."""
+        return TokenBatch(self.condition[index], self.target[index], self.token_mask[index], self.pose[index])
+
+    def to(self, fabric: Fabric) -> TokenBatch:
+        """On the training's device."""
+        return TokenBatch(*(fabric.to_device(part) for part in vars(self).values()))
+
+
+def encode(tokenizer: TSVQGAN, batch: Batch) -> TokenBatch:
+    """The condition without a mask, the target with the mask of both skeletons (Fig. 2).
+
+    Tokens under the mask come from the full stream and are the labels; the others do not depend on masked pixels.
+    """
+    mask = batch.skeleton_mask()
+    with torch.inference_mode():
+        condition = tokenizer.quantizer.nearest(tokenizer.encode(batch.condition))
+        target = tokenizer.quantizer.nearest(tokenizer.encode(batch.target, mask))
+        token_mask = tokenizer.token_mask(mask).flatten(1)
+    # Out of inference mode's tensors, which autograd refuses.
+    return TokenBatch(condition.clone(), target.clone(), token_mask.clone(), batch.poses[:, 1].clone())
+
+
+def loss(model: Any, config: TransformerConfig, batch: TokenBatch, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Eq. 6: mean negative log likelihood of the masked target tokens, in nats, and the share predicted right.
+
+    Args:
+        numbers: int32 (B, L), the segments.
+    """
+    logits = model(
+        batch.condition if "condition" in config.blocks else None,
+        batch.pose if config.pose_tokens else None,
+        batch.target,
+        numbers,
+    )[batch.token_mask].float()
+    wanted = batch.target[batch.token_mask]
+    return F.cross_entropy(logits, wanted), (logits.argmax(-1) == wanted).float().mean()
+
+
+def rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, then linear decay to 0 at the last step (Sec. 4)."""
+    training = recipe.transformer_training
+    if step < training.warmup:
+        return training.rate * (step + 1) / training.warmup
+    return training.rate * (training.steps - step) / max(training.steps - training.warmup, 1)
+
+
+def optimizer_for(model: LocalTransformer, recipe: Recipe) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay on the matrices of linear layers, not on tables, gains and biases."""
+    training = recipe.transformer_training
+    decayed = {module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)}
+    groups = [
+        {"params": [p for p in model.parameters() if p in decayed], "weight_decay": training.weight_decay},
+        {"params": [p for p in model.parameters() if p not in decayed], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, training.rate, training.betas)
+
+
+class _Teacher(torch.nn.Module):
+    """The forward pass of training, as data parallelism wants it: one module, one call."""
+
+    def __init__(self, transformer: LocalTransformer) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, condition: Tensor | None, pose: Tensor | None, target: Tensor, numbers: Tensor) -> Tensor:
+        return self.transformer.target_logits(condition, pose, target, numbers)
+
+
+def train_transformer(
+    recipe: Recipe, tokenizer: TSVQGAN, data: TrainingData, options: RunOptions, facts: dict[str, Any] | None = None
+) -> LocalTransformer:
+    """Runs the recipe's transformer training and writes a checkpoint to ``options.folder``.
+
+    Args:
+        tokenizer: frozen.
+        facts: of the data, kept in config.json beside the recipe's name, steps and seed.
+
+    Raises:
+        InputError: the tokenizer is not the recipe's; see also :func:`ilat_train.run.start`.
+    """
+    training, config = recipe.transformer_training, recipe.transformer
+    if tokenizer.config != recipe.tokenizer:
+        raise InputError("tokenizer: its configuration is not the recipe's; use the recipe it was trained with")
+    fabric = start(options, training.precision)
+    identity = {"transformer": config.model_dump(mode="json"), "training": training.model_dump(mode="json")}
+    torch.manual_seed(options.seed)
+    bare = LocalTransformer(config)
+    state = resumed(options, identity)
+    if state:
+        bare.load_state_dict(state["model"])
+    model, optimizer = fabric.setup(_Teacher(bare), optimizer_for(bare, recipe))
+    if state:
+        optimizer.load_state_dict(state["optimizer"])
+    tokenizer = tokenizer.to(fabric.device).eval()
+    pool = _pool(recipe, tokenizer, data, options, fabric) if training.token_pool else None
+    first = state["step"] if state else 0
+
+    def save(step: int) -> None:
+        if fabric.is_global_zero:
+            known = {"recipe": recipe.name, "steps": step, "seed": options.seed}
+            checkpoint.save(options.folder, bare, known | ({"data": facts} if facts else {}))
+            progress = {"step": step, "config": identity, "seed": options.seed}
+            progress |= {"model": bare.state_dict(), "optimizer": optimizer.state_dict()}
+            checkpoint.save_state(options.folder, progress)
+        fabric.barrier()
+
+    record = Record(options, fabric, training.steps, first, "transformer")
+    done = first
+    model.train()
+    for step in steps(first, training.steps, options.stop_at):
+        random = seed_step(options.seed, step, fabric.global_rank)
+        set_rate([optimizer], rate(recipe, step))
+        if pool is not None:
+            batch = pool.rows(torch.from_numpy(random.integers(len(pool.target), size=training.batch_size)))
+        else:
+            images = data.batch(options.seed, step, fabric.global_rank, training.batch_size)
+            batch = encode(tokenizer, _on_device(images, fabric))
+        numbers = batch_segments(config, batch.token_mask)
+        batch = batch.to(fabric)
+        nats, accuracy = loss(model, config, batch, fabric.to_device(numbers))
+        optimizer.zero_grad()
+        fabric.backward(nats)
+        fabric.clip_gradients(model, optimizer, max_norm=1.0)
+        optimizer.step()
+        done = step + 1
+        record.step(step, {"nll": nats.detach(), "accuracy": accuracy})
+        if done % options.sample_every == 0:
+            record.sheet(done, _sheet(recipe, tokenizer, bare, data, options.seed))
+            model.train()
+        if done % options.save_every == 0:
+            save(done)
+    save(done)
+    record.close()
+    return bare.eval()
+
+
+def _on_device(batch: Batch, fabric: Fabric) -> Batch:
+    return Batch(*(fabric.to_device(part) for part in vars(batch).values()))
+
+
+def _pool(recipe: Recipe, tokenizer: TSVQGAN, data: TrainingData, options: RunOptions, fabric: Fabric) -> TokenBatch:
+    """``token_pool`` training pairs, encoded once; drawn by the seed alone, so a resumed run has the same."""
+    count, size = recipe.transformer_training.token_pool, 8
+    parts = []
+    for number in tqdm(range(0, count, size), "encoding", unit="batch", disable=None if options.progress else True):
+        # A stream of its own, apart from the training steps'.
+        batch = data.batch(options.seed + 1_000_003, number, 0, min(size, count - number))
+        parts.append(encode(tokenizer, _on_device(batch, fabric)))
+    return TokenBatch(*(torch.cat([getattr(part, name) for part in parts]).cpu() for name in vars(parts[0])))
+
+
+def greedy(model: LocalTransformer, batch: TokenBatch) -> Tensor:
+    """Target tokens (B, n) with the masked ones generated by the likeliest choice, all images of the batch in step.
+
+    Each token takes a pass over the whole sequence: for the sample sheets of training. The runtime's loop with its cache
+    gives the same tokens and is what editing uses.
+    """
+    config, result = model.config, batch.target.clone()
+    numbers = batch_segments(config, batch.token_mask).to(result.device)
+    result[batch.token_mask] = 0
+    condition = batch.condition if "condition" in config.blocks else None
+    pose = batch.pose if config.pose_tokens else None
+    with torch.inference_mode():
+        for token in range(config.image_tokens):
+            rows = torch.nonzero(batch.token_mask[:, token]).flatten()
+            if len(rows):
+                logits = model.target_logits(
+                    None if condition is None else condition[rows],
+                    None if pose is None else pose[rows],
+                    result[rows],
+                    numbers[rows],
+                )
+                result[rows, token] = logits[:, token].argmax(-1)
+    return result
+
+
+def _sheet(recipe: Recipe, tokenizer: TSVQGAN, model: LocalTransformer, data: TrainingData, seed: int) -> Any:
+    """Reference, mask, target, the target's own tokens decoded, and the generated tokens decoded."""
+    images = data.batch(seed + 2_000_003, 0, 0, SHEET_ROWS)
+    device = next(model.parameters()).device
+    images = Batch(*(part.to(device) for part in vars(images).values()))
+    model.eval()
+    mask, batch = images.skeleton_mask(), encode(tokenizer, images)
+    with torch.inference_mode():
+        latent = tokenizer.encode(images.target, mask)
+        grid = tokenizer.token_mask(mask)
+        decoded = [tokenizer.decode_mixed(latent, tokens, grid) for tokens in (batch.target, greedy(model, batch))]
+    rows = []
+    for row in range(SHEET_ROWS):
+        shown = np.zeros((*mask.shape[2:], 3), np.uint8)
+        shown[mask[row, 0].cpu().numpy()] = 255
+        pictures = [images.condition[row], images.target[row], decoded[0][row], decoded[1][row]]
+        reference, target, own, generated = (to_bytes(picture) for picture in pictures)
+        rows.append([reference, shown, target, own, generated])
+    return sample_sheet(rows, ["reference", "mask", "target", "reconstruction", "generated"])
