@@ -1,8 +1,11 @@
-"""Tiny bundles with random weights, made once for each worker."""
+"""Tiny bundles with random weights, exported once for a whole run."""
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -19,9 +22,23 @@ def mask_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _made(tmp_path_factory, "none")
 
 
-def _made(factory: pytest.TempPathFactory, kind: str) -> Path:
+def _made(factory: pytest.TempPathFactory, kind: Literal["pose", "none"]) -> Path:
+    """Export takes most of a minute: the first of several workers does it, the others wait for the result."""
     from ilat_export.tiny import tiny_bundle
 
-    folder = factory.mktemp("bundles") / kind
-    tiny_bundle(folder, seed=0, kind=kind)
-    return folder
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, claim, failed = base / f"bundle-{kind}", base / f"claim-{kind}", base / f"failed-{kind}"
+    try:
+        claim.mkdir()
+    except FileExistsError:
+        deadline = time.monotonic() + 900
+        while not (folder / "manifest.json").exists() and not failed.exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert (folder / "manifest.json").exists(), f"another worker could not export the {kind} bundle"
+        return folder
+    try:
+        return tiny_bundle(folder, seed=0, kind=kind)
+    except BaseException:
+        failed.touch()
+        raise
