@@ -35,7 +35,7 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def save(folder: Path, module: TSVQGAN | LocalTransformer, facts: dict[str, Any]) -> None:
-    """Writes the model; ``facts`` (steps, data, seed) are kept in config.json for people and the bundle's provenance."""
+    """Writes the model; ``facts`` (steps, data, seed) go to config.json, for people and the bundle's provenance."""
     kind = "tokenizer" if isinstance(module, TSVQGAN) else "transformer"
     content = {
         "format": FORMAT,
@@ -47,7 +47,9 @@ def save(folder: Path, module: TSVQGAN | LocalTransformer, facts: dict[str, Any]
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in module.state_dict().items()}
     _replace(folder / "model.safetensors", lambda path: save_file(tensors, path))
-    _replace(folder / "config.json", lambda path: path.write_text(json.dumps(content, indent=2) + "\n"))
+    _replace(
+        folder / "config.json", lambda path: path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     file = folder / "config.json"
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{file}: no such file; expected a checkpoint folder") from None
     except (OSError, ValueError) as error:
@@ -139,4 +141,6 @@ def load_state(folder: Path) -> dict[str, Any]:
         raise InputError(f"{file}: no such file; nothing to resume") from None
     except Exception as error:
         raise InputError(f"{file}: damaged or not a training state ({type(error).__name__})") from None
+    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+        raise InputError(f"{file}: damaged or not a training state (no step in it)")
     return state

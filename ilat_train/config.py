@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -14,26 +15,26 @@ from ilat_runtime.segments import NUMBERINGS, Layout
 class Strict(BaseModel):
     """A frozen configuration that refuses keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TokenizerConfig(Strict):
     """TS-VQGAN (Sec. 3.1; the presets of A.1 are the recipes ``pose`` and ``face``)."""
 
-    image_size: int = 256
-    in_channels: int = 3
-    channels: int = 128
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    res_blocks: int = 2
+    image_size: int = Field(256, ge=1)
+    in_channels: int = Field(3, ge=1)
+    channels: int = Field(128, ge=1)
+    multipliers: tuple[int, ...] = Field((1, 1, 2, 2, 4), min_length=1)
+    res_blocks: int = Field(2, ge=1)
     attention: bool = True
     """Self-attention at the latent's resolution and in the middle, as VQGAN f16 has it."""
     norm: Literal["group", "instance"] = "group"
-    norm_groups: int = 32
+    norm_groups: int = Field(32, ge=1)
     downsample_kernel: Literal[3, 4] = 3
     dropout: float = Field(0.0, ge=0, lt=1)
-    latent_channels: int = 256
+    latent_channels: int = Field(256, ge=1)
     codebook_size: int = Field(16384, ge=2)
-    codebook_channels: int = 256
+    codebook_channels: int = Field(256, ge=1)
     tanh: bool = False
     two_stream: bool = True
     """False: plain convolutions, normalisation and attention, the paper's ablation iLAT*."""
@@ -52,23 +53,27 @@ class TokenizerConfig(Strict):
     def _divides(self) -> TokenizerConfig:
         if self.image_size % self.factor:
             raise ValueError(f"image_size {self.image_size} must be a multiple of the factor {self.factor}")
+        if min(self.multipliers) < 1:
+            raise ValueError(f"multipliers {self.multipliers} must be 1 or more")
         if self.norm == "group" and any(self.channels * m % self.norm_groups for m in self.multipliers):
-            raise ValueError(f"norm_groups {self.norm_groups} must divide channels {self.channels} times each multiplier")
+            raise ValueError(
+                f"norm_groups {self.norm_groups} must divide channels {self.channels} times each multiplier"
+            )
         return self
 
 
 class TransformerConfig(Strict):
     """The local autoregressive transformer (Sec. 3.2; base size of A.1)."""
 
-    width: int = 768
-    heads: int = 12
-    layers: int = 12
+    width: int = Field(768, ge=1)
+    heads: int = Field(12, ge=1)
+    layers: int = Field(12, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
     image_tokens: int = 256
     pose_tokens: int = Field(13, ge=0)
     blocks: tuple[str, ...] = ("condition", "pose", "target")
-    codebook_size: int = 16384
-    condition_vocabulary: int = 16384
+    codebook_size: int = Field(16384, ge=2)
+    condition_vocabulary: int = Field(16384, ge=0)
     numbering: str = "local"
 
     @property
@@ -105,44 +110,56 @@ class DataConfig(Strict):
     flip: float = Field(0.0, ge=0, le=1)
     """Probability of mirroring a pair."""
 
+    @model_validator(mode="after")
+    def _in_order(self) -> DataConfig:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale {self.scale} must be two positive factors, the smaller first")
+        return self
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+Precision = Literal["32-true", "bf16-mixed"]
+"""As Lightning Fabric names them. Half precision is left out: its loss scaler is a state that resuming would need."""
+
 
 class TokenizerTraining(Strict):
     """Steps, rates and losses of the tokenizer (Sec. 4, Implementation Details)."""
 
-    plain_steps: int = 150_000
-    masked_steps: int = 150_000
-    batch_size: int = 16
-    rate: float = 8e-5
-    betas: tuple[float, float] = (0.5, 0.9)
-    halve_every: int = 50_000
-    precision: str = "32-true"
+    plain_steps: int = Field(150_000, ge=0)
+    masked_steps: int = Field(150_000, ge=0)
+    batch_size: int = Field(16, ge=1)
+    rate: float = Field(8e-5, gt=0)
+    betas: tuple[Beta, Beta] = (0.5, 0.9)
+    halve_every: int = Field(50_000, ge=1)
+    precision: Precision = "32-true"
     perceptual: Literal["auto", "vgg", "alex", "gradient"] = "auto"
-    perceptual_weight: float = 1.0
-    commitment: float = 0.25
-    codebook_weight: float = 1.0
-    codebook_start: int = 0
+    perceptual_weight: float = Field(1.0, ge=0)
+    commitment: float = Field(0.25, ge=0)
+    codebook_weight: float = Field(1.0, ge=0)
+    codebook_start: int = Field(0, ge=0)
     """Steps of plain autoencoding before quantization; the codebook is then filled with k-means of the latents."""
-    restart_every: int = 0
+    restart_every: int = Field(0, ge=0)
     """Every so many steps unused codebook vectors are set to latents of the batch; 0 never."""
     adversarial: Literal["adaptive", "fixed", "none"] = "adaptive"
-    adversarial_weight: float = 0.8
-    adversarial_start: int = 0
-    discriminator_channels: int = 64
-    masks: tuple[str, ...] = ("skeleton", "free-form", "box")
+    adversarial_weight: float = Field(0.8, ge=0)
+    adversarial_start: int = Field(0, ge=0)
+    discriminator_channels: int = Field(64, ge=1)
+    masks: tuple[Literal["skeleton", "free-form", "box"], ...] = Field(("skeleton", "free-form", "box"), min_length=1)
     """Kinds of mask of the masked stage, drawn evenly."""
 
 
 class TransformerTraining(Strict):
     """Steps and rates of the transformer (Sec. 4, Implementation Details)."""
 
-    steps: int = 300_000
-    batch_size: int = 16
-    rate: float = 5e-5
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.01
-    warmup: int = 10_000
-    precision: str = "32-true"
-    token_pool: int = 0
+    steps: int = Field(300_000, ge=1)
+    batch_size: int = Field(16, ge=1)
+    rate: float = Field(5e-5, gt=0)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: int = Field(10_000, ge=0)
+    precision: Precision = "32-true"
+    token_pool: int = Field(0, ge=0)
     """Pairs encoded once before training and drawn from; 0 encodes each batch anew."""
 
 
@@ -161,11 +178,15 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _agree(self) -> Recipe:
         if self.transformer.image_tokens != self.tokenizer.grid**2:
-            raise ValueError(
-                f"transformer.image_tokens {self.transformer.image_tokens} must be the tokenizer's {self.tokenizer.grid}²"
-            )
+            found, grid = self.transformer.image_tokens, self.tokenizer.grid
+            raise ValueError(f"transformer.image_tokens {found} must be the tokenizer's {grid}² = {grid**2}")
         if self.transformer.codebook_size != self.tokenizer.codebook_size:
             raise ValueError("transformer.codebook_size must equal tokenizer.codebook_size")
+        if self.task == "images" and "skeleton" in self.tokenizer_training.masks:
+            raise ValueError("tokenizer_training.masks: 'skeleton' needs landmarks, which task 'images' has not")
+        shared = self.task == "pose" and "condition" in self.transformer.blocks
+        if shared and self.transformer.condition_vocabulary < self.tokenizer.codebook_size:
+            raise ValueError("transformer.condition_vocabulary must hold tokenizer.codebook_size tokens")
         return self
 
 
@@ -179,15 +200,14 @@ def parse(kind: type[StrictType], values: dict[str, Any], where: str) -> StrictT
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or kind.__name__
-        raise InputError(f"{where}: {key}: {first['msg']}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{where}: {key}: {message}") from None
 
 
 def load_json(kind: type[StrictType], path: Path) -> StrictType:
     """Reads a configuration from a JSON file; raises InputError that names the file and the key at fault."""
-    import json
-
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
@@ -203,8 +223,6 @@ def override(recipe: Recipe, assignments: list[str]) -> Recipe:
     Raises:
         InputError: an assignment that is not KEY=VALUE, an unknown key or a value of the wrong type.
     """
-    import json
-
     values = recipe.model_dump(mode="json")
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -224,3 +242,14 @@ def override(recipe: Recipe, assignments: list[str]) -> Recipe:
             raise InputError(f"--set {key}: no such key; expected one of {', '.join(place)}")
         place[last] = value
     return parse(Recipe, values, "--set")
+
+
+def difference(found: Any, expected: Any, key: str = "") -> str | None:
+    """The first key, dotted, at which two configurations as JSON differ, with both values; None where they agree."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for name in [*expected, *(name for name in found if name not in expected)]:
+            inner = f"{key}.{name}" if key else str(name)
+            if result := difference(found.get(name), expected.get(name), inner):
+                return result
+        return None
+    return None if found == expected else f"{key}: {json.dumps(found)}, expected {json.dumps(expected)}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,13 +16,15 @@ import numpy.typing as npt
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy, Strategy
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from ilat_runtime.errors import InputError
+from ilat_runtime.errors import IlatError, InputError
 from ilat_runtime.image_file import write_image
 
 from . import checkpoint
+from .config import difference
 
 
 @dataclass(frozen=True)
@@ -46,31 +51,48 @@ class RunOptions:
     progress: bool = True
 
 
+def check_folder(options: RunOptions) -> None:
+    """Raises InputError when the folder holds a run already and neither resume nor force was asked for."""
+    begun = (options.folder / "state.pt").exists() or (options.folder / "model.safetensors").exists()
+    if begun and not options.resume and not options.force:
+        raise InputError(f"{options.folder}: holds a run already; --resume goes on with it, --force starts anew")
+
+
 def start(options: RunOptions, precision: str) -> Fabric:
     """Checks the folder and launches Fabric on the devices asked for.
 
     Raises:
-        InputError: the folder holds a run already and neither resume nor force was asked for.
+        InputError: see :func:`check_folder`; or the accelerator or that many of its devices are not here.
     """
+    check_folder(options)
     if options.threads:
         torch.set_num_threads(options.threads)
-    begun = (options.folder / "state.pt").exists() or (options.folder / "model.safetensors").exists()
-    if begun and not options.resume and not options.force:
-        raise InputError(f"{options.folder}: holds a run already; --resume goes on with it, --force starts anew")
+    if not options.progress:
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     # Some parameters have no gradient in some steps: the codebook before quantization starts, the full stream's masks.
-    strategy: str | Strategy = DDPStrategy(find_unused_parameters=True) if options.devices > 1 else "auto"
-    fabric = Fabric(
-        accelerator=options.accelerator, devices=options.devices, strategy=strategy, precision=precision  # type: ignore[arg-type]
-    )
+    # The only buffers are the discriminator's statistics, which training does not read.
+    ddp = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+    strategy: str | Strategy = ddp if options.devices > 1 else "auto"
+    where: dict[str, Any] = {"accelerator": options.accelerator, "devices": options.devices, "strategy": strategy}
+    try:
+        fabric = Fabric(**where, precision=precision)  # type: ignore[arg-type]
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        raise InputError(f"{options.devices} x {options.accelerator!r}: {error}") from None
     fabric.launch()
     return fabric
 
 
 def seed_step(seed: int, step: int, rank: int) -> np.random.Generator:
-    """Seeds PyTorch (dropout) for one step and returns numpy's generator: a resumed run draws what an unbroken one does."""
+    """Seeds PyTorch (dropout) for one step and returns numpy's generator: a resumed run draws what another would."""
     sequence = np.random.SeedSequence([seed, step, rank, 1])
     torch.manual_seed(int(sequence.generate_state(1)[0]))
     return np.random.default_rng(sequence)
+
+
+def note(options: RunOptions, fabric: Fabric, text: str) -> None:
+    """A line for the person who watches, on stderr."""
+    if options.progress and fabric.is_global_zero:
+        tqdm.write(text, file=sys.stderr)
 
 
 class Record:
@@ -80,25 +102,39 @@ class Record:
         self.options, self.active = options, fabric.is_global_zero
         self.writer = SummaryWriter(str(options.folder / "logs"), purge_step=first) if self.active else None
         self.bar: tqdm[int] = tqdm(
-            total=steps, initial=first, desc=name, unit="step", disable=None if options.progress and self.active else True
+            total=steps,
+            initial=first,
+            desc=name,
+            unit="step",
+            disable=None if options.progress and self.active else True,
         )
-        self.sums: dict[str, float] = {}
+        self.values: dict[str, list[torch.Tensor | float]] = {}
         self.count, self.began = 0, time.monotonic()
 
     def step(self, step: int, scalars: dict[str, torch.Tensor | float]) -> None:
-        """Adds one step's scalars; writes their means every ``log_every`` steps."""
+        """Adds one step's scalars; writes their means every ``log_every`` steps.
+
+        Raises:
+            IlatError: a mean is not finite.
+        """
+        # They are read when they are written only: reading a number waits for the GPU.
         for name, value in scalars.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+            self.values.setdefault(name, []).append(value)
         self.count += 1
         self.bar.update()
         if self.count == self.options.log_every:
-            means = {name: total / self.count for name, total in self.sums.items()}
-            means["steps_per_second"] = self.count / (time.monotonic() - self.began)
+            self._write(step)
+
+    def _write(self, step: int) -> None:
+        means = {name: sum(float(value) for value in values) / len(values) for name, values in self.values.items()}
+        means["steps_per_second"] = self.count / max(time.monotonic() - self.began, 1e-9)
+        for name, value in means.items():
             if self.writer is not None:
-                for name, value in means.items():
-                    self.writer.add_scalar(name, value, step)
-            self.bar.set_postfix({name: f"{value:.4g}" for name, value in means.items()})
-            self.sums, self.count, self.began = {}, 0, time.monotonic()
+                self.writer.add_scalar(name, value, step)
+            if not math.isfinite(value):
+                raise IlatError(f"step {step}: {name} is {value}; start again with a lower rate")
+        self.bar.set_postfix({name: f"{value:.4g}" for name, value in means.items()})
+        self.values, self.count, self.began = {}, 0, time.monotonic()
 
     def sheet(self, step: int, image: npt.NDArray[np.uint8]) -> None:
         """Writes a sample sheet, uint8 HWC RGB, as samples/STEP.png."""
@@ -128,9 +164,9 @@ def resumed(options: RunOptions, config: dict[str, Any]) -> dict[str, Any] | Non
     if not options.resume:
         return None
     state = checkpoint.load_state(options.folder)
-    for key, value in (("config", config), ("seed", options.seed)):
-        if state.get(key) != value:
-            raise InputError(f"{options.folder / 'state.pt'}: {key} differs from this run's; use the same recipe and seed")
+    unlike = difference({key: state.get(key) for key in ("config", "seed")}, {"config": config, "seed": options.seed})
+    if unlike:
+        raise InputError(f"{options.folder / 'state.pt'}: {unlike}; resume with the recipe and the seed of the run")
     return state
 
 

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.wrappers import _FabricModule
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
+from ilat_runtime.errors import InputError
+from ilat_runtime.image_file import ByteArray
+
 from . import checkpoint
-from .config import Recipe
-from .data.dataset import Batch, TrainingData, random_masks, to_bytes
+from .config import Recipe, difference
+from .data.dataset import TrainingData, random_masks, to_bytes
 from .evaluation.sheet import sample_sheet
 from .losses.adversarial import PatchDiscriminator, adaptive_weight, hinge_discriminator, hinge_generator
 from .losses.perceptual import perceptual_loss
 from .models import TSVQGAN
 from .models.ts_vqgan import Reconstruction
-from .run import Record, RunOptions, resumed, seed_step, set_rate, start, steps
+from .run import Record, RunOptions, note, resumed, seed_step, set_rate, start, steps
 
 SHEET_ROWS = 4
 
@@ -28,14 +31,20 @@ def train_tokenizer(recipe: Recipe, data: TrainingData, options: RunOptions, ini
     """Runs the recipe's tokenizer stages and writes a checkpoint to ``options.folder``.
 
     Args:
-        initial: weights to start from instead of random ones.
+        initial: weights to start from instead of random ones; trained further in place.
 
     Raises:
-        InputError: see :func:`ilat_train.run.start` and :func:`ilat_train.run.resumed`.
+        InputError: ``initial`` has another configuration than the recipe's tokenizer; see also
+            :func:`ilat_train.run.start` and :func:`ilat_train.run.resumed`.
+        IlatError: a loss is not finite.
     """
     training = recipe.tokenizer_training
-    fabric = start(options, training.precision)
     config = {"tokenizer": recipe.tokenizer.model_dump(mode="json"), "training": training.model_dump(mode="json")}
+    if initial is not None:
+        unlike = difference(initial.config.model_dump(mode="json"), config["tokenizer"], "tokenizer")
+        if unlike:
+            raise InputError(f"initial weights: {unlike} by the recipe")
+    fabric = start(options, training.precision)
     torch.manual_seed(options.seed)
     bare = initial if initial is not None else TSVQGAN(recipe.tokenizer)
     bare = bare.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -43,24 +52,28 @@ def train_tokenizer(recipe: Recipe, data: TrainingData, options: RunOptions, ini
     state = resumed(options, config)
     if state:
         bare.load_state_dict(state["model"])
-        if critic:
+        if critic is not None:
             critic.load_state_dict(state["discriminator"])
     model, optimizer = fabric.setup(bare, torch.optim.Adam(bare.parameters(), training.rate, training.betas))
-    model.mark_forward_method("encode")
     optimizers = [optimizer]
-    if critic:
-        critic, critic_optimizer = fabric.setup(
+    judge, judge_optimizer = None, None
+    if critic is not None:
+        judge, judge_optimizer = fabric.setup(
             critic, torch.optim.Adam(critic.parameters(), training.rate, training.betas)
         )
-        optimizers.append(critic_optimizer)
+        optimizers.append(judge_optimizer)
     if state:
         for each, saved in zip(optimizers, state["optimizers"], strict=True):
             each.load_state_dict(saved)
     perceptual, reason = perceptual_loss(training.perceptual, fabric.device)
-    fabric.print(f"perceptual loss: {reason}") if options.progress else None
-    usage = state["usage"] if state else torch.zeros(recipe.tokenizer.codebook_size)
+    note(options, fabric, f"perceptual loss: {reason}")
+    # How often each codebook vector was used by this process; a saved state has the sum over all processes.
+    usage = torch.zeros(recipe.tokenizer.codebook_size)
+    if state and fabric.is_global_zero:
+        usage += state["usage"]
 
     def save(step: int) -> None:
+        used = _sum(fabric, usage)
         if fabric.is_global_zero:
             facts = {"recipe": recipe.name, "steps": step, "seed": options.seed, "perceptual": reason}
             checkpoint.save(options.folder, bare, facts)
@@ -70,17 +83,17 @@ def train_tokenizer(recipe: Recipe, data: TrainingData, options: RunOptions, ini
                 "seed": options.seed,
                 "model": bare.state_dict(),
                 "optimizers": [each.state_dict() for each in optimizers],
-                "usage": usage,
+                "usage": used,
             }
-            if critic:
-                progress["discriminator"] = critic.module.state_dict()
+            if critic is not None:
+                progress["discriminator"] = critic.state_dict()
             checkpoint.save_state(options.folder, progress)
         fabric.barrier()
 
     total = training.plain_steps + training.masked_steps
     first = state["step"] if state else 0
     record = Record(options, fabric, total, first, "tokenizer")
-    step = first
+    done = first
     for step in steps(first, total, options.stop_at):
         random = seed_step(options.seed, step, fabric.global_rank)
         set_rate(optimizers, training.rate * 0.5 ** (step // training.halve_every))
@@ -103,32 +116,37 @@ def train_tokenizer(recipe: Recipe, data: TrainingData, options: RunOptions, ini
         )
         scalars: dict[str, Tensor | float] = {"pixel": pixel.detach(), "perceptual": distance.detach()}
         scalars["commitment"] = result.commitment.mean().detach()
-        attacked = critic is not None and step >= training.adversarial_start
-        if critic and attacked:
-            push = hinge_generator(critic(result.image))
+        if judge is not None and step >= training.adversarial_start:
+            push = hinge_generator(judge(result.image))
             weight: Tensor | float = training.adversarial_weight
             if training.adversarial == "adaptive":
                 last = bare.decoder.conv_out.weight
                 weight = adaptive_weight(reconstruction, push, last, training.adversarial_weight)
             loss = loss + weight * push
-            scalars |= {"adversarial": push.detach(), "adversarial_weight": float(weight)}
+            scalars |= {"adversarial": push.detach(), "adversarial_weight": weight}
         optimizer.zero_grad()
         fabric.backward(loss)
         optimizer.step()
-        if critic and attacked:
-            judged = hinge_discriminator(critic(image), critic(result.image.detach()))
-            critic_optimizer.zero_grad()
+        if judge is not None and judge_optimizer is not None and step >= training.adversarial_start:
+            judged = hinge_discriminator(judge(image), judge(result.image.detach()))
+            judge_optimizer.zero_grad()
             fabric.backward(judged)
-            critic_optimizer.step()
+            judge_optimizer.step()
             scalars["discriminator"] = judged.detach()
+        done = step + 1
         record.step(step, scalars)
-        if (step + 1) % options.sample_every == 0:
-            record.sheet(step + 1, _sheet(model, image, mask, result))
-        if (step + 1) % options.save_every == 0:
-            save(step + 1)
-    save(min(step + 1, total))
+        if done % options.sample_every == 0:
+            record.sheet(done, _sheet(image, mask, result))
+        if done % options.save_every == 0:
+            save(done)
+    save(done)
     record.close()
     return bare.eval()
+
+
+def _sum(fabric: Fabric, usage: Tensor) -> Tensor:
+    """The sum over all processes, on the CPU."""
+    return torch.as_tensor(fabric.all_reduce(usage.clone(), reduce_op="sum")).cpu()
 
 
 def _latents(model: TSVQGAN, image: Tensor) -> Tensor:
@@ -148,27 +166,32 @@ def _fill_codebook(fabric: Fabric, model: TSVQGAN, data: TrainingData, seed: int
             for number in range(max(batches, 1))
         ]
     points = torch.cat(latents).float().cpu().numpy()
-    centres, _ = kmeans2(points, size, iter=10, minit="points", seed=seed, missing="warn")
-    codebook = fabric.broadcast(torch.from_numpy(centres.astype(np.float32)).to(fabric.device))
+    with warnings.catch_warnings():
+        # An empty cluster keeps its centre; should no token use it, it is restarted later.
+        warnings.simplefilter("ignore", UserWarning)
+        centres, _ = kmeans2(points, size, iter=10, minit="points", seed=seed, missing="warn")
+    _set_codebook(fabric, model, torch.from_numpy(centres.astype(np.float32)))
+
+
+def _set_codebook(fabric: Fabric, model: TSVQGAN, codebook: Tensor) -> None:
+    """The first process's codebook for all."""
     with torch.no_grad():
-        model.quantizer.codebook.copy_(codebook)
+        model.quantizer.codebook.copy_(torch.as_tensor(fabric.broadcast(codebook)))
 
 
 def _restart_unused(fabric: Fabric, model: TSVQGAN, image: Tensor, usage: Tensor) -> None:
     """Moves codebook vectors that no token used since the last time to random latents of this batch."""
-    usage.copy_(fabric.all_reduce(usage, reduce_op="sum"))
-    unused = torch.nonzero(usage == 0).flatten()
+    unused = torch.nonzero(_sum(fabric, usage) == 0).flatten()
     with fabric.autocast():
         latents = _latents(model, image).float()
     chosen = latents[torch.randint(len(latents), (len(unused),), device=latents.device)]
     codebook = model.quantizer.codebook.detach().clone()
     codebook[unused.to(codebook.device)] = chosen
-    with torch.no_grad():
-        model.quantizer.codebook.copy_(fabric.broadcast(codebook))
+    _set_codebook(fabric, model, codebook)
     usage.zero_()
 
 
-def _sheet(model: _FabricModule, image: Tensor, mask: Tensor | None, result: Reconstruction) -> Any:
+def _sheet(image: Tensor, mask: Tensor | None, result: Reconstruction) -> ByteArray:
     """Input, mask and reconstruction of the step's first images."""
     rows = []
     for row in range(min(SHEET_ROWS, len(image))):
@@ -177,6 +200,3 @@ def _sheet(model: _FabricModule, image: Tensor, mask: Tensor | None, result: Rec
             shown[mask[row, 0].cpu().numpy()] = 255
         rows.append([to_bytes(image[row]), shown, to_bytes(result.image[row])])
     return sample_sheet(rows, ["input", "mask", "reconstruction"])
-
-
-__all__ = ["Batch", "train_tokenizer"]

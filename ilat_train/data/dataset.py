@@ -29,6 +29,9 @@ from .masks import box_mask, free_form_mask
 from .pose_video import FORMAT, VERSION, Clip
 
 Split = Literal["train", "test"]
+
+MAX_KEPT = 2 * 2**30
+"""Bytes of decoded frames kept in memory; further ones are decoded whenever they are needed."""
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
 
@@ -97,7 +100,10 @@ class Pair:
 
 
 class PoseDataset:
-    """A data set folder as ``ilat-train data pose-video`` writes it. Decoded frames are kept in memory.
+    """A data set folder as ``ilat-train data pose-video`` writes it. Decoded frames are kept in memory, up to a limit.
+
+    Args:
+        size: side of the model's images in pixels.
 
     Raises:
         InputError: the folder or its index is not what it should be.
@@ -114,16 +120,27 @@ class PoseDataset:
                 raise InputError(f"{file}: {len(poses)} poses, but dataset.json says {clip.frames} frames")
             self.poses[clip.name] = poses
         self._frames: dict[tuple[str, int], ByteArray] = {}
+        self._kept = 0
+        # Frames in which nobody was found make pairs only with others.
+        self._trained = [name for name in self.clips if self._visible(name, "train")]
+
+    def _visible(self, clip: str, split: Split) -> list[int]:
+        """Frames of a split with a visible landmark."""
+        return [index for index in self.indices(clip, split) if visible_box(self.poses[clip][index]) is not None]
 
     def frame(self, clip: str, index: int) -> ByteArray:
         """A stored frame, uint8 HWC RGB."""
-        if (clip, index) not in self._frames:
-            file = self.root / clip / f"{index:06d}.jpg"
-            image = cv2.imread(str(file), cv2.IMREAD_COLOR)
-            if image is None:
-                raise InputError(f"{file}: missing or not an image")
-            self._frames[clip, index] = np.ascontiguousarray(image[..., ::-1], dtype=np.uint8)
-        return self._frames[clip, index]
+        if (clip, index) in self._frames:
+            return self._frames[clip, index]
+        file = self.root / clip / f"{index:06d}.jpg"
+        image = cv2.imread(str(file), cv2.IMREAD_COLOR)
+        if image is None:
+            raise InputError(f"{file}: missing or not an image")
+        frame = np.ascontiguousarray(image[..., ::-1], dtype=np.uint8)
+        if self._kept + frame.nbytes <= MAX_KEPT:
+            self._frames[clip, index] = frame
+            self._kept += frame.nbytes
+        return frame
 
     def indices(self, clip: str, split: Split) -> range:
         """Frame numbers of a split: training before ``test_from``, held out from there."""
@@ -176,8 +193,14 @@ class PoseDataset:
         return batch
 
     def batch(self, seed: int, step: int, rank: int, size: int, pairs: bool = True) -> Batch:
-        """Pairs of random training frames of random clips."""
-        random, names = generator(seed, step, rank), list(self.clips)
+        """Pairs of random training frames of random clips.
+
+        Raises:
+            InputError: no training frame shows a landmark.
+        """
+        random, names = generator(seed, step, rank), self._trained
+        if not names:
+            raise InputError(f"{self.root}: no training frame shows a landmark")
         chosen: list[Pair] = []
         while len(chosen) < size:
             clip = names[random.integers(len(names))]
@@ -189,16 +212,18 @@ class PoseDataset:
     def held_out_pairs(self, count: int, seed: int = 0) -> list[Pair]:
         """``count`` pairs of held-out frames: each target with another held-out frame of its clip, spread evenly.
 
+        Frames without a visible landmark are left out.
+
         Raises:
-            InputError: a data set without held-out frames.
+            InputError: a clip with fewer than two held-out frames.
         """
         random = generator(seed, 20210611)
         pairs = []
         for number in range(count):
             clip = list(self.clips)[number % len(self.clips)]
-            frames = self.indices(clip, "test")
+            frames = self._visible(clip, "test")
             if len(frames) < 2:
-                raise InputError(f"{self.root}: clip {clip} has fewer than two held-out frames")
+                raise InputError(f"{self.root}: clip {clip} has fewer than two held-out frames with a landmark")
             target = frames[int((number // len(self.clips)) * len(frames) * len(self.clips) / count) % len(frames)]
             condition = int(random.choice([index for index in frames if index != target]))
             pairs.append(self.pair(clip, condition, target))
@@ -261,7 +286,7 @@ def random_masks(kinds: tuple[str, ...], batch: Batch, random: np.random.Generat
 
 def _read_index(file: Path) -> list[Clip]:
     try:
-        index: Any = json.loads(file.read_text())
+        index: Any = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{file}: no such file; expected a folder made by `ilat-train data pose-video`") from None
     except (OSError, ValueError) as error:
@@ -278,6 +303,8 @@ def _read_index(file: Path) -> list[Clip]:
     for clip in clips:
         if not clip.name or Path(clip.name).name != clip.name or clip.name in (".", ".."):
             raise InputError(f"{file}: clips.name: {clip.name!r} is not the name of a folder")
+        if not 0 <= clip.test_from <= clip.frames:
+            raise InputError(f"{file}: clips: {clip.name}: test_from {clip.test_from}, expected 0 to {clip.frames}")
     if not clips:
         raise InputError(f"{file}: clips: expected at least one")
     return clips
