@@ -361,7 +361,8 @@ class Editor:
         clock = _Clock()
         with clock("encode"):
             encoded = self._encode(jobs)
-        active = [index for index, item in enumerate(encoded) if item.token_mask.any()]
+        # A thin skeleton in a tiny crop can mask a token and yet no pixel.
+        active = [index for index, item in enumerate(encoded) if item.token_mask.any() and item.edit_mask.any()]
         patches: dict[int, ByteArray] = {}
         generated: dict[int, Generated] = {}
         if active:
@@ -395,9 +396,11 @@ class Editor:
         self, job: _Job, encoded: _Encoded, generated: Generated, patch: ByteArray | None, timings: dict[str, float]
     ) -> Result:
         mask = np.zeros((*job.image.shape[:2], 1), np.uint8)
+        token_mask = encoded.token_mask
         image = job.image.copy()
         notices = list(job.notices)
         if patch is None:
+            token_mask = np.zeros_like(token_mask)
             notices.append(NOTHING_MASKED)
         else:
             mask = job.crop.put(mask, encoded.edit_mask[..., None])
@@ -405,7 +408,7 @@ class Editor:
         return Result(
             image=image,
             tokens=generated.tokens,
-            token_mask=encoded.token_mask.reshape(self.manifest.grid, self.manifest.grid),
+            token_mask=token_mask.reshape(self.manifest.grid, self.manifest.grid),
             log_probability=generated.log_probability,
             mask=mask[..., 0] > 0,
             timings=dict(timings),

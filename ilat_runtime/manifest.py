@@ -41,8 +41,8 @@ def _relative(path: str) -> str:
 
 
 RelativePath = Annotated[str, AfterValidator(_relative)]
-Count = Annotated[int, Field(ge=1)]
-Identifier = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Identifier = Annotated[int, Field(ge=0, lt=2**31)]
 Text = Annotated[str, Field(min_length=1)]
 Dimension = Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 DataType = Literal["uint8", "bool", "int32", "int64", "float16", "float32"]
@@ -96,8 +96,8 @@ class Vocabulary(_Strict):
 class CropRule(_Strict):
     """Facts of the crop and skeleton mask that the model was trained with, as multiples of the poses' bounding box."""
 
-    margin: Annotated[float, Field(ge=1)]
-    dilation: Annotated[float, Field(gt=0)]
+    margin: Annotated[float, Field(ge=1, le=100)]
+    dilation: Annotated[float, Field(gt=0, le=1)]
 
 
 class Precision(_Strict):
@@ -125,13 +125,13 @@ class Manifest(_Strict):
     image_size: Count
     factor: Count
     codebook_size: Count
-    condition_vocabulary: Annotated[int, Field(ge=0)]
+    condition_vocabulary: Identifier
     latent_channels: Count
     joints: Annotated[tuple[Text, ...], Field(strict=False)] | None
     numbering: Text
     layout: Annotated[tuple[Block, ...], Field(strict=False)]
     cache_capacity: Count
-    layers: Count
+    layers: Annotated[int, Field(ge=1, le=1000)]
     heads: Count
     head_size: Count
     vocabulary: Vocabulary

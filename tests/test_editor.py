@@ -130,6 +130,16 @@ def test_one_pixel_with_a_pose(editor: Editor) -> None:
     assert result.mask.all()
 
 
+def test_a_skeleton_that_masks_no_pixel(editor: Editor) -> None:
+    """All landmarks in one point: the radius is zero."""
+    image, pose = np.full((9, 9, 3), 200, np.uint8), np.full((13, 3), (4.2, 4.2, 1), np.float32)
+    result = editor.edit(image, pose, reference_pose=pose)
+    assert (result.image == image).all()
+    assert result.notice == NOTHING_MASKED
+    assert not result.token_mask.any()
+    assert not result.mask.any()
+
+
 def test_other_layouts_of_memory(editor: Editor) -> None:
     expected = editor.edit(IMAGE, POSE)
     flipped = IMAGE[:, ::-1].copy()[:, ::-1]

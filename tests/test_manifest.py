@@ -229,6 +229,9 @@ def test_newer_version() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
+        ("layers", 10**12, "layers: "),
+        ("image_size", 2**31, "image_size: "),
+        ("crop/margin", 1e9, "crop.margin: "),
         ("factor", 48, "factor: 48 does not divide image_size 64"),
         ("kind", "none", "layout: "),
         ("layout", ["condition", "target"], "layout: "),

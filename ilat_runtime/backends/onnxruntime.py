@@ -45,6 +45,9 @@ class OnnxRuntime:
         self.description = f"onnxruntime {onnxruntime.__version__} (CPU)"
         self._options = onnxruntime.SessionOptions()
         self._options.log_severity_level = _SILENT
+        # Threads that wait by spinning take the time of others: with two threads on two busy cores a step of the
+        # decoding took 11 ms with, 7 ms without.
+        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads is not None:
             self._options.intra_op_num_threads = threads
 
