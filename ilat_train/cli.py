@@ -14,6 +14,9 @@ from ilat_runtime.cli.common import Parser, new_parser, run_parser
 COMMANDS: tuple[str, ...] = (
     "ilat_train.commands.fetch",
     "ilat_train.commands.data",
+    "ilat_train.commands.tokenizer",
+    "ilat_train.commands.transformer",
+    "ilat_train.commands.evaluate",
 )
 """Modules of the subcommands, in the order of the help. A new subcommand is registered here."""
 

@@ -58,8 +58,12 @@ def check_folder(options: RunOptions) -> None:
         raise InputError(f"{options.folder}: holds a run already; --resume goes on with it, --force starts anew")
 
 
-def start(options: RunOptions, precision: str) -> Fabric:
+def start(options: RunOptions, precision: str, unused: bool = False) -> Fabric:
     """Checks the folder and launches Fabric on the devices asked for.
+
+    Args:
+        precision: as Fabric names it.
+        unused: some parameters take no part in some steps.
 
     Raises:
         InputError: see :func:`check_folder`; or the accelerator or that many of its devices are not here.
@@ -69,9 +73,7 @@ def start(options: RunOptions, precision: str) -> Fabric:
         torch.set_num_threads(options.threads)
     if not options.progress:
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    # Some parameters have no gradient in some steps: the codebook before quantization starts, the full stream's masks.
-    # The only buffers are the discriminator's statistics, which training does not read.
-    ddp = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+    ddp = DDPStrategy(find_unused_parameters=unused)
     strategy: str | Strategy = ddp if options.devices > 1 else "auto"
     where: dict[str, Any] = {"accelerator": options.accelerator, "devices": options.devices, "strategy": strategy}
     try:

@@ -44,7 +44,8 @@ def train_tokenizer(recipe: Recipe, data: TrainingData, options: RunOptions, ini
         unlike = difference(initial.config.model_dump(mode="json"), config["tokenizer"], "tokenizer")
         if unlike:
             raise InputError(f"initial weights: {unlike} by the recipe")
-    fabric = start(options, training.precision)
+    # The codebook takes no part before quantization starts, nor do the masks' own parameters before the masked stage.
+    fabric = start(options, training.precision, unused=True)
     torch.manual_seed(options.seed)
     bare = initial if initial is not None else TSVQGAN(recipe.tokenizer)
     bare = bare.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -68,7 +68,7 @@ def _run(args: argparse.Namespace) -> int:
         f"{args.out}: {len(summary.clips)} clips, {frames} frames, {human_size(size)}, in {human_time(seconds)}",
         f"frames without a person: {summary.empty_frames}; "
         f"with fewer than {len(JOINTS)} landmarks visible: {summary.partial_frames}",
-        f"next: ilat-train tokenizer --recipe pose-demo --data {args.out}",
+        f"next: ilat-train tokenizer --recipe pose-demo --data {args.out} --out runs/{args.out.name}",
     ]
     data = {
         "out": str(args.out),

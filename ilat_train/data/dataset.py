@@ -128,6 +128,18 @@ class PoseDataset:
         """Frames of a split with a visible landmark."""
         return [index for index in self.indices(clip, split) if visible_box(self.poses[clip][index]) is not None]
 
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint and a bundle say of their data: the crop rule's numbers and where the clips are from."""
+        own = [clip.dilation for clip in self.clips.values()]
+        return {
+            "margin": self.config.margin,
+            "dilation": round(float(np.mean(own)), 6) if self.config.dilation is None else self.config.dilation,
+            "clips": [
+                {key: getattr(clip, key) for key in ("name", "source", "sha256", "frames", "test_from")}
+                for clip in self.clips.values()
+            ],
+        }
+
     def frame(self, clip: str, index: int) -> ByteArray:
         """A stored frame, uint8 HWC RGB."""
         if (clip, index) in self._frames:

@@ -7,6 +7,7 @@ or types, and for a mask without a pixel.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -69,30 +70,49 @@ def lpips(image: Image, reference: Image, module: Lpips, mask: Mask | None = Non
     view.
     """
     _check(image, reference, mask)
-    if min(image.shape[:2]) < LPIPS_LEAST_SIDE:
-        raise InputError(f"lpips: image of {image.shape[:2]} pixels, expected at least {LPIPS_LEAST_SIDE} on a side")
-    a, b = (_tensor(x).to(module.shift.device) for x in (image, reference))
-    with torch.inference_mode():
-        if mask is None:
-            return float(module(a, b))
-        local = module.forward_map(a, b)[0, 0].double().cpu().numpy()
-    return _mean(local, mask)
+    ((whole, local),) = _lpips_maps([image], reference, module)
+    return whole if mask is None else _mean(local, mask)
 
 
 def measure(image: Image, reference: Image, mask: Mask | None = None, module: Lpips | None = None) -> dict[str, float]:
     """All measures of one pair: ``psnr``, ``ssim``, ``mae`` and, given ``module``, ``lpips`` of the whole image; with a
     mask, the same names with ``_mask`` appended for the inside of it.
     """
-    result = {}
-    for region, suffix in ((None, ""), (mask, "_mask")):
-        if region is None and suffix:
-            continue
-        result["psnr" + suffix] = psnr(image, reference, region)
-        result["ssim" + suffix] = ssim(image, reference, region)
-        result["mae" + suffix] = mae(image, reference, region)
-        if module is not None:
-            result["lpips" + suffix] = lpips(image, reference, module, region)
-    return result
+    return measure_all([image], reference, mask, module)[0]
+
+
+def measure_all(
+    images: Sequence[Image], reference: Image, mask: Mask | None = None, module: Lpips | None = None
+) -> list[dict[str, float]]:
+    """As :func:`measure` for several images against one reference, whose features are computed once."""
+    regions = {"": None} if mask is None else {"": None, "_mask": mask}
+    results: list[dict[str, float]] = []
+    for image in images:
+        row = {}
+        for suffix, region in regions.items():
+            row["psnr" + suffix] = psnr(image, reference, region)
+            row["ssim" + suffix] = ssim(image, reference, region)
+            row["mae" + suffix] = mae(image, reference, region)
+        results.append(row)
+    if module is not None and images:
+        for row, (whole, local) in zip(results, _lpips_maps(images, reference, module), strict=True):
+            row["lpips"] = whole
+            if mask is not None:
+                row["lpips_mask"] = _mean(local, mask)
+    return results
+
+
+def _lpips_maps(
+    images: Sequence[Image], reference: Image, module: Lpips
+) -> list[tuple[float, npt.NDArray[np.float64]]]:
+    """The distance of each image, and its spatial map (H, W)."""
+    if min(reference.shape[:2]) < LPIPS_LEAST_SIDE:
+        found = reference.shape[:2]
+        raise InputError(f"lpips: image of {found} pixels, expected at least {LPIPS_LEAST_SIDE} on a side")
+    a = torch.cat([_tensor(image) for image in images]).to(module.shift.device)
+    with torch.inference_mode():
+        whole, local = module.forward_both(a, _tensor(reference).to(a.device))
+    return list(zip(whole.tolist(), local[:, 0].double().cpu().numpy(), strict=True))
 
 
 def _check(image: Image, reference: Image, mask: Mask | None) -> None:

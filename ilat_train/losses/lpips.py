@@ -117,7 +117,7 @@ class Lpips(nn.Module):
         return taps
 
     def _distances(self, a: Tensor, b: Tensor) -> list[Tensor]:
-        """One float32 (N, 1, h, w) map for each compared layer."""
+        """One float32 (N, 1, h, w) map for each compared layer; ``b`` may be one image for all of ``a``."""
         # Two passes, not one of a doubled batch: the images without gradient then keep no activations.
         pairs = zip(self.features(a), self.features(b), self.heads, strict=True)
         maps = []
@@ -129,13 +129,16 @@ class Lpips(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Distance of each pair of images: float32 (N,), 0 for equal images."""
-        return torch.stack([m.mean((1, 2, 3)) for m in self._distances(a, b)]).sum(0)
+        return _overall(self._distances(a, b))
 
     def forward_map(self, a: Tensor, b: Tensor) -> Tensor:
         """Distance at each pixel: float32 (N, 1, H, W), the layers' maps brought to the image's size bilinearly."""
-        size = a.shape[-2:]
-        maps = [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in self._distances(a, b)]
-        return torch.stack(maps).sum(0)
+        return _spread(self._distances(a, b), a)
+
+    def forward_both(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Both at the cost of one. ``b`` may be a single image, which every one of ``a`` is compared with."""
+        maps = self._distances(a, b)
+        return _overall(maps), _spread(maps, a)
 
     def load_arrays(self, arrays: dict[str, Any], source: str) -> None:
         """Copies weights read by :func:`read_arrays` (kernels HWIO) into the module.
@@ -164,6 +167,15 @@ def load_lpips(kind: Kind, device: torch.device | str = "cpu") -> Lpips:
     module = Lpips(kind)
     module.load_arrays(read_arrays(path), str(path))
     return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _overall(maps: list[Tensor]) -> Tensor:
+    return torch.stack([each.mean((1, 2, 3)) for each in maps]).sum(0)
+
+
+def _spread(maps: list[Tensor], image: Tensor) -> Tensor:
+    size = image.shape[-2:]
+    return torch.stack([F.interpolate(each, size, mode="bilinear", align_corners=False) for each in maps]).sum(0)
 
 
 def _unit(feature: Tensor) -> Tensor:
