@@ -30,7 +30,7 @@ demo: $(DEMO_ENV)/installed
 	$(DEMO_ENV)/bin/ilat-edit $(SAMPLE)/reference.jpg --bundle $(BUNDLE) --pose $(SAMPLE)/target.json \
 		--out $(OUT)/demo.png --compare $(OUT)/demo-sheet.png --force
 	$(DEMO_ENV)/bin/ilat-edit $(SAMPLE)/reference.jpg --bundle $(BUNDLE) --poses $(SAMPLE)/sequence.json \
-		--out $(OUT)/demo.mp4 --force
+		--fps 10 --out $(OUT)/demo.mp4 --force
 	@echo
 	@echo "The result:                              $(CURDIR)/$(OUT)/demo.png"
 	@echo "Reference, target pose, mask and result: $(CURDIR)/$(OUT)/demo-sheet.png"
