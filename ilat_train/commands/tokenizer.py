@@ -48,6 +48,6 @@ def _run(args: argparse.Namespace) -> int:
         training.plain_steps + training.masked_steps,
         sum(parameter.numel() for parameter in model.parameters()),
         time.perf_counter() - begun,
-        f"ilat-train transformer --data {args.data} --out {args.out}",
+        ["ilat-train", "transformer", "--data", args.data, "--out", args.out],
     )
     return DONE

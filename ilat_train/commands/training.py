@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,12 +137,14 @@ def first_process() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def report(args: argparse.Namespace, part: str, total: int, parameters: int, seconds: float, then: str) -> None:
+def report(
+    args: argparse.Namespace, part: str, total: int, parameters: int, seconds: float, then: Sequence[object]
+) -> None:
     """What was written, its size, the time it took and the next command.
 
     Args:
         total: steps of the recipe; a run that stopped before is to be resumed.
-        then: the command that comes after the last step.
+        then: the words of the command that comes after the last step.
     """
     if not first_process():
         return
@@ -149,7 +153,11 @@ def report(args: argparse.Namespace, part: str, total: int, parameters: int, sec
     folder = args.out / part
     steps: Any = read_config(folder)["facts"]["steps"]
     size = (folder / "model.safetensors").stat().st_size
-    following = then if steps >= total else f"ilat-train {part} --data {args.data} --out {args.out} --resume"
+    if steps < total:
+        then = ["ilat-train", part, "--data", args.data, "--out", args.out, "--resume"]
+        then += ["--seed", args.seed] if args.seed else []
+        then += ["--devices", args.devices] if args.devices > 1 else []
+    following = shlex.join(str(word) for word in then)
     text = [
         f"{folder}: {steps} of {total} steps, {parameters / 1e6:.1f} million parameters, {human_size(size)}, "
         f"in {human_time(seconds)}",

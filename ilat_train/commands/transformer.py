@@ -59,6 +59,6 @@ def _run(args: argparse.Namespace) -> int:
         recipe.transformer_training.steps,
         sum(parameter.numel() for parameter in model.parameters()),
         time.perf_counter() - begun,
-        f"ilat-export {args.out} --out bundles/{args.out.name}",
+        ["ilat-export", args.out, "--out", Path("bundles") / args.out.name],
     )
     return DONE

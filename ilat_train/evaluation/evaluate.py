@@ -35,6 +35,8 @@ BATCH = 8
 SHEET_ROWS = 6
 SHEET_BYTES = 600_000
 SHEET_CELLS = (256, 224, 192, 160, 128, 96, 64)
+SHEET_LEAST = 128
+"""Smaller images are shown enlarged, up to this side."""
 MEASURES = {
     "psnr": ("PSNR, dB ↑", ".2f"),
     "ssim": ("SSIM ↑", ".4f"),
@@ -196,7 +198,7 @@ class Evaluation:
             rows.append([example.reference, example.target, tinted, *edited])
         labels = ["reference (copy)", "target", "mask", *shown]
         for cell in SHEET_CELLS:
-            sheet = sample_sheet(rows, labels, min(cell, self.size))
+            sheet = sample_sheet(rows, labels, min(cell, max(self.size, SHEET_LEAST)))
             if len(encoded(sheet, ".jpg")) <= SHEET_BYTES:
                 break
         return sheet
