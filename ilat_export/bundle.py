@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from ilat_runtime import __version__, manifest
-from ilat_runtime.errors import InputError
+from ilat_runtime.errors import InputError, OutputError
 from ilat_runtime.joints import JOINTS
 from ilat_train.models import TSVQGAN, LocalTransformer
 
@@ -26,6 +28,11 @@ broadcast to q and K.
 """
 SPARE_SLOTS = 8
 """Of the cache, beyond the sequence: rows of padding in a batch need a slot too."""
+STAGES = ("encoder", "transformer", "decoder", "verification")
+"""What an export does, in order."""
+
+Progress = Callable[[str, int], None]
+"""Called with the stage that begins and the number of stages that are done; at the end with ``"done"``."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +48,11 @@ class Facts:
 
 
 def describe(tokenizer: TSVQGAN, transformer: LocalTransformer, facts: Facts, weights: str) -> manifest.Manifest:
-    """The manifest but for its files and their verification; its ``signatures`` are what the graphs must have.
+    """The manifest but for what is measured: its files' sizes and sha256 and its verification.
 
     Raises:
         InputError: the two models do not belong together.
+        BundleError: they are of a kind that no runtime edits with.
     """
     image, sequence = tokenizer.config, transformer.config
     if sequence.image_tokens != image.grid**2 or sequence.codebook_size != image.codebook_size:
@@ -57,7 +65,7 @@ def describe(tokenizer: TSVQGAN, transformer: LocalTransformer, facts: Facts, we
     else:
         kind = "sketch" if "condition" in sequence.blocks else "none"
     graph = manifest.Graph(file="-", opset=OPSET, inputs={}, outputs={})
-    return manifest.Manifest.model_construct(
+    description = manifest.Manifest.model_construct(
         format="ilat-bundle",
         format_version=1,
         name=facts.name,
@@ -70,7 +78,7 @@ def describe(tokenizer: TSVQGAN, transformer: LocalTransformer, facts: Facts, we
         latent_channels=image.codebook_channels,
         joints=JOINTS if kind == "pose" else None,
         numbering=sequence.numbering,
-        layout=sequence.blocks,
+        layout=cast("tuple[manifest.Block, ...]", sequence.blocks),
         cache_capacity=sequence.layout.length + SPARE_SLOTS,
         layers=sequence.layers,
         heads=sequence.heads,
@@ -90,6 +98,29 @@ def describe(tokenizer: TSVQGAN, transformer: LocalTransformer, facts: Facts, we
         licence=manifest.Licence(weights=facts.weights_licence, data=facts.data_licence),
         provenance=facts.provenance,
     )
+    graphs = {
+        name: manifest.Graph(file=f"{name}.onnx", opset=OPSET, inputs=inputs, outputs=outputs)
+        for name, (inputs, outputs) in manifest.signatures(description).items()
+    }
+    unmeasured = manifest.FileRecord(sha256="0" * 64, bytes=0)
+    files = {graph.file: unmeasured for graph in graphs.values()}
+    description = description.model_copy(update={"graphs": manifest.Graphs(**graphs), "files": files})
+    manifest.check(description, "the models")
+    return description
+
+
+def check_destination(out: Path, force: bool) -> None:
+    """Checks, before the work is done, that the bundle folder ``out`` can be written.
+
+    Raises:
+        OutputError: it exists and ``force`` is false, it is no bundle, or the folder around it is not writable.
+    """
+    if out.exists() and not (force and (out / manifest.FILE_NAME).is_file()):
+        hint = "it is no bundle, so --force does not replace it" if force else "replace it with --force"
+        raise OutputError(f"{out}: exists already; {hint}")
+    existing = next(folder for folder in out.absolute().parents if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"{out}: cannot be written: {existing} is not a writable folder")
 
 
 def export_bundle(
@@ -102,20 +133,27 @@ def export_bundle(
     samples: list[Sample] | None = None,
     tolerance: Tolerance | None = None,
     force: bool = False,
+    progress: Progress | None = None,
 ) -> Verification:
     """Writes the bundle folder ``out``, complete and verified or not at all.
 
     Args:
         weights: how weights are stored; the arithmetic is float32 either way. ``float16`` halves the files.
         samples: real inputs to verify the graphs on, besides random ones.
+        progress: called as each of :data:`STAGES` begins.
 
     Raises:
-        InputError: the models do not belong together, or ``out`` exists and ``force`` is false.
+        InputError: the models do not belong together.
+        BundleError: they are of a kind that no runtime edits with.
+        OutputError: ``out`` exists and ``force`` is false, or it cannot be written.
         VerificationError: a graph differs from PyTorch by more than the tolerance; nothing is written.
     """
-    if out.exists() and not (force and (out / manifest.FILE_NAME).is_file()):
-        hint = "it is no bundle" if force else "replace it with --force"
-        raise InputError(f"{out}: exists already; {hint}")
+
+    def report(stage: str, done: int) -> None:
+        if progress is not None:
+            progress(stage, done)
+
+    check_destination(out, force)
     tokenizer, transformer = copy.deepcopy(tokenizer).eval(), copy.deepcopy(transformer).eval()
     if weights == "float16":
         round_to_half(tokenizer)
@@ -129,33 +167,43 @@ def export_bundle(
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        graphs, files = {}, {}
-        for name, (inputs, outputs) in manifest.signatures(description).items():
-            model = to_onnx(modules[name], inputs, outputs, EXAMPLE | {"v": description.codebook_size})
-            file = f"{name}.onnx"
-            save(store_half(model) if weights == "float16" else model, folder / file)
-            graphs[name] = manifest.Graph(file=file, opset=OPSET, inputs=inputs, outputs=outputs)
-            files[file] = manifest.file_record(folder / file)
-        complete = description.model_copy(update={"graphs": manifest.Graphs(**graphs), "files": files})
+        files = {}
+        for done, (name, module) in enumerate(modules.items()):
+            report(name, done)
+            graph: manifest.Graph = getattr(description.graphs, name)
+            model = to_onnx(module, graph.inputs, graph.outputs, EXAMPLE | {"v": description.codebook_size})
+            save(store_half(model) if weights == "float16" else model, folder / graph.file)
+            files[graph.file] = manifest.file_record(folder / graph.file)
+        report(STAGES[-1], len(modules))
+        complete = description.model_copy(update={"files": files})
         random = [random_sample(complete, np.random.default_rng(seed)) for seed in range(2)]
         found = verify(folder, complete, modules, random, samples or [], tolerance or Tolerance())
         complete = complete.model_copy(update={"verification": found.record()})
         manifest.write_manifest(folder, complete)
         folder.chmod(0o755)
-        if out.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-            out.rename(old / out.name)
-            folder.rename(out)
-            shutil.rmtree(old)
-        else:
-            folder.rename(out)
+        _put_in_place(folder, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    report("done", len(STAGES))
     return found
+
+
+def _put_in_place(folder: Path, out: Path) -> None:
+    """Renames ``folder`` to ``out``; a bundle that is there is replaced, and stays where that fails."""
+    if not out.exists():
+        folder.rename(out)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    out.rename(aside / out.name)
+    try:
+        folder.rename(out)
+    except BaseException:
+        (aside / out.name).rename(out)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def size(folder: Path) -> int:
     """Bytes of all files of a bundle."""
     return sum(file.stat().st_size for file in folder.iterdir())
-
-

@@ -36,12 +36,15 @@ class EncoderGraph(nn.Module):
         size = self.tokenizer.config.image_size
         height, width = image.shape[1], image.shape[2]
         pixels = resize(image.permute(0, 3, 1, 2).float(), (size, size)) / 127.5 - 1
-        edited = mask[:, None] > 0
-        masked = covered(edited, (size, size))
+        edited, drawn = mask[:, None] > 0, None
         if poses is not None and radius is not None:
             drawn = skeleton_mask(poses, radius, size)
+            # A little below one half, so that the ties of symmetric weights do not depend on rounding.
+            edited = edited | (resize(drawn.float(), (height, width)) > 0.499)
+        # Whatever reads a pixel that is edited counts as masked, so that none of them reaches a known latent.
+        masked = covered(edited, (size, size))
+        if drawn is not None:
             masked = masked | drawn
-            edited = edited | (resize(drawn.float(), (height, width)) >= 0.5)
         latent = self.tokenizer.encode(pixels, masked, both_streams=False)
         tokens = self.tokenizer.quantizer.nearest(latent)
         return latent, tokens, self.tokenizer.token_mask(masked).flatten(1), edited[:, 0].to(torch.uint8)

@@ -49,9 +49,7 @@ def tiny_models(
     return models
 
 
-def tiny_bundle(
-    path: Path, seed: int = 0, kind: Literal["pose", "none"] = "pose", numbering: str = "local"
-) -> Path:
+def tiny_bundle(path: Path, seed: int = 0, kind: Literal["pose", "none"] = "pose", numbering: str = "local") -> Path:
     """Writes such a bundle to ``path`` and returns it."""
     tokenizer, transformer = tiny_models(seed, kind, numbering)
     export_bundle(tokenizer, transformer, path, Facts(name=f"tiny-{kind}", weights_licence="none, random numbers"))

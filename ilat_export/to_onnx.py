@@ -85,16 +85,23 @@ def to_onnx(
 def store_half(model: onnx.ModelProto, least: int = 1024) -> onnx.ModelProto:
     """Stores float32 weights of at least ``least`` elements as float16 and casts them back as the graph is loaded.
 
-    The arithmetic stays float32; weights that are exactly representable (see :func:`round_to_half`) keep their value.
+    The arithmetic stays float32, and no value changes: only weights that float16 represents exactly are stored so,
+    which is all that :func:`round_to_half` has rounded.
     """
     casts = []
     for weight in model.graph.initializer:
         array = onnx.numpy_helper.to_array(weight)
         if array.dtype != np.float32 or array.size < least:
             continue
+        with np.errstate(over="ignore"):
+            half = array.astype(np.float16)
+        if not np.array_equal(half.astype(np.float32), array):
+            continue
         name = weight.name
-        weight.CopyFrom(onnx.numpy_helper.from_array(array.astype(np.float16), f"{name}_half"))
-        casts.append(onnx.helper.make_node("Cast", [f"{name}_half"], [name], name=f"{name}_cast", to=onnx.TensorProto.FLOAT))
+        weight.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}_half"))
+        casts.append(
+            onnx.helper.make_node("Cast", [f"{name}_half"], [name], name=f"{name}_cast", to=onnx.TensorProto.FLOAT)
+        )
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
@@ -103,11 +110,13 @@ def store_half(model: onnx.ModelProto, least: int = 1024) -> onnx.ModelProto:
 
 
 def round_to_half(module: nn.Module, least: int = 1024) -> None:
-    """Rounds the parameters that :func:`store_half` stores as float16, so that PyTorch computes with the same weights."""
+    """Rounds the parameters that :func:`store_half` stores as float16: PyTorch then computes with the same weights."""
     with torch.no_grad():
         for parameter in module.parameters():
-            if parameter.numel() >= least:
-                parameter.copy_(parameter.half().float())
+            rounded = parameter.half().float()
+            # Weights beyond float16's range stay as they are.
+            if parameter.numel() >= least and bool(rounded.isfinite().all()):
+                parameter.copy_(rounded)
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:

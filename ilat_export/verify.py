@@ -81,14 +81,24 @@ class Verification:
         """Raises VerificationError naming the first number that misses its tolerance."""
         for name, value, bound, holds in (
             ("encoder: latent error", self.latent_error, tolerance.latent, self.latent_error <= tolerance.latent),
-            ("encoder: share of equal tokens", self.encoder_tokens, tolerance.tokens, self.encoder_tokens >= tolerance.tokens),
+            (
+                "encoder: share of equal tokens",
+                self.encoder_tokens,
+                tolerance.tokens,
+                self.encoder_tokens >= tolerance.tokens,
+            ),
             (
                 "transformer: log-probability error",
                 self.log_probability_error,
                 tolerance.log_probability,
                 self.log_probability_error <= tolerance.log_probability,
             ),
-            ("transformer: share of equal tokens", self.decoded_tokens, tolerance.tokens, self.decoded_tokens >= tolerance.tokens),
+            (
+                "transformer: share of equal tokens",
+                self.decoded_tokens,
+                tolerance.tokens,
+                self.decoded_tokens >= tolerance.tokens,
+            ),
             ("decoder: image error in levels", self.image_error, tolerance.image, self.image_error <= tolerance.image),
         ):
             if not holds:
@@ -124,7 +134,11 @@ def verify(
     records = manifest.graphs
     graphs = {
         name: backend.load(folder / record.file, record)
-        for name, record in (("encoder", records.encoder), ("transformer", records.transformer), ("decoder", records.decoder))
+        for name, record in (
+            ("encoder", records.encoder),
+            ("transformer", records.transformer),
+            ("decoder", records.decoder),
+        )
     }
     latent_errors, log_errors, image_errors = [0.0], [0.0], [0]
     encoder_equal, decoded_equal = [], []

@@ -92,7 +92,9 @@ class TransformerConfig(Strict):
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
         if self.numbering not in NUMBERINGS:
             raise ValueError(f"numbering {self.numbering!r} must be one of {sorted(NUMBERINGS)}")
-        _ = self.layout
+        layout = self.layout
+        if (layout.size("pose") + layout.size("source_pose") > 0) != (self.pose_tokens > 0):
+            raise ValueError(f"pose_tokens {self.pose_tokens} must be 0 just where blocks {self.blocks} have no pose")
         return self
 
 

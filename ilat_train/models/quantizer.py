@@ -27,9 +27,9 @@ class Quantizer(nn.Module):
         return self.codebook[tokens].transpose(1, 2).unflatten(2, (grid, grid))
 
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Latent (B, C, g, g) to (quantized with straight-through gradient, tokens (B, g*g), codebook loss, commitment).
+        """Latent (B, C, g, g) to (quantized with straight-through gradient, tokens (B, g*g), and two losses).
 
-        The two losses are maps (B, 1, g, g), so that masked and unmasked positions can be weighted.
+        The losses, the codebook's and the commitment, are maps (B, 1, g, g), so that positions can be weighted.
         """
         latent = latent.float()
         tokens = self.nearest(latent)

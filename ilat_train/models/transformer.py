@@ -33,7 +33,7 @@ class SelfAttention(nn.Module):
         self.project = nn.Linear(config.width, config.width)
 
     def forward(self, x: Tensor, allowed: Tensor, cache: Cache | None = None) -> Tensor:
-        """x (B, q, width); allowed bool (B or 1, 1, q, T), True where a query may attend to a key."""
+        """Of x (B, q, width), the same; allowed is bool (B or 1, 1, q, T), True where a query may attend to a key."""
         batch, length, width = x.shape
         shape = (batch, length, self.heads, width // self.heads)
         query, key, value = (part.reshape(shape).transpose(1, 2) for part in self.qkv(x).split(width, 2))

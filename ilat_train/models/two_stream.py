@@ -17,7 +17,7 @@ class TwoStreamConv2d(nn.Conv2d):
     stream's mask reaches has the same value in both.
     """
 
-    def forward(self, x: Tensor, masks: MaskPyramid | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, masks: MaskPyramid | None = None) -> Tensor:
         """(B, C, H, W) to (B, C', H', W'); ``masks`` None is the plain convolution."""
         if masks is None:
             return self._conv(x)
