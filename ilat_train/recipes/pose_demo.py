@@ -21,8 +21,8 @@ POSE_DEMO = Recipe(
     # Wide enough for hands and feet, which reach beyond the wrist's and the ankle's landmarks.
     data=DataConfig(dilation=0.105),
     tokenizer_training=TokenizerTraining(
-        plain_steps=1800,
-        masked_steps=600,
+        plain_steps=1400,
+        masked_steps=450,
         batch_size=4,
         rate=1e-3,
         betas=(0.5, 0.9),
