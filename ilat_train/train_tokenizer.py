@@ -188,7 +188,7 @@ def _restart_unused(fabric: Fabric, model: TSVQGAN, image: Tensor, usage: Tensor
     chosen = latents[torch.randint(len(latents), (len(unused),), device=latents.device)]
     codebook = model.quantizer.codebook.detach().clone()
     codebook[unused.to(codebook.device)] = chosen
-    _set_codebook(fabric, model, codebook)
+    _set_codebook(fabric, model, codebook.cpu())
     usage.zero_()
 
 
