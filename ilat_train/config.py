@@ -130,12 +130,18 @@ class TokenizerTraining(Strict):
 
     plain_steps: int = Field(150_000, ge=0)
     masked_steps: int = Field(150_000, ge=0)
+    decoder_steps: int = Field(0, ge=0)
+    """A last stage, with masks, that trains the decoder alone: tokens stay what they are, so the transformer can be
+    trained at the same time. Not in the paper.
+    """
     batch_size: int = Field(16, ge=1)
     rate: float = Field(8e-5, gt=0)
     betas: tuple[Beta, Beta] = (0.5, 0.9)
     halve_every: int = Field(50_000, ge=1)
     precision: Precision = "32-true"
     perceptual: Literal["auto", "vgg", "alex", "gradient"] = "auto"
+    decoder_perceptual: Literal["auto", "vgg", "alex", "gradient"] = "auto"
+    """The perceptual loss of the decoder's stage."""
     perceptual_weight: float = Field(1.0, ge=0)
     commitment: float = Field(0.25, ge=0)
     codebook_weight: float = Field(1.0, ge=0)

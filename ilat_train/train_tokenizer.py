@@ -1,4 +1,4 @@
-"""Training of TS-VQGAN: without masks at first, then with masks (Sec. 3.1 and 4)."""
+"""Training of TS-VQGAN: without masks, then with masks (Sec. 3.1 and 4), and the decoder alone at last if asked."""
 
 from __future__ import annotations
 
@@ -68,6 +68,10 @@ def train_tokenizer(recipe: Recipe, data: TrainingData, options: RunOptions, ini
             each.load_state_dict(saved)
     perceptual, reason = perceptual_loss(training.perceptual, fabric.device)
     note(options, fabric, f"perceptual loss: {reason}")
+    if training.decoder_steps:
+        last_perceptual, last_reason = perceptual_loss(training.decoder_perceptual, fabric.device)
+        note(options, fabric, f"perceptual loss of the decoder's stage: {last_reason}")
+        reason = f"{reason}; decoder's stage: {last_reason}"
     # How often each codebook vector was used by this process; a saved state has the sum over all processes.
     usage = torch.zeros(recipe.tokenizer.codebook_size)
     if state and fabric.is_global_zero:
@@ -91,7 +95,8 @@ def train_tokenizer(recipe: Recipe, data: TrainingData, options: RunOptions, ini
             checkpoint.save_state(options.folder, progress)
         fabric.barrier()
 
-    total = training.plain_steps + training.masked_steps
+    decoder_start = training.plain_steps + training.masked_steps
+    total = decoder_start + training.decoder_steps
     first = state["step"] if state else 0
     record = Record(options, fabric, total, first, "tokenizer")
     done = first
@@ -103,11 +108,14 @@ def train_tokenizer(recipe: Recipe, data: TrainingData, options: RunOptions, ini
         mask = None
         if step >= training.plain_steps:
             mask = fabric.to_device(random_masks(training.masks, batch, random))
-        if step == training.codebook_start and training.codebook_start:
+        decoder_only = step >= decoder_start
+        if decoder_only:
+            perceptual = last_perceptual
+        elif step == training.codebook_start and training.codebook_start:
             _fill_codebook(fabric, bare, data, options.seed, training.batch_size)
         elif training.restart_every and step % training.restart_every == 0 and step > training.codebook_start:
             _restart_unused(fabric, bare, image, usage)
-        result: Reconstruction = model(image, mask, quantize=step >= training.codebook_start)
+        result: Reconstruction = model(image, mask, step >= training.codebook_start, decoder_only)
         usage += torch.bincount(result.tokens.flatten().cpu(), minlength=len(usage))
         pixel = (result.image.float() - image).abs().mean()
         distance = perceptual(result.image, image).mean() if training.perceptual_weight else pixel.new_zeros(())

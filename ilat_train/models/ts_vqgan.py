@@ -58,13 +58,21 @@ class TSVQGAN(nn.Module):
         quantized = self.quantizer.lookup(tokens, self.config.grid)
         return self.decode(torch.where(token_mask, quantized, latent))
 
-    def forward(self, image: Tensor, mask: Tensor | None = None, quantize: bool = True) -> Reconstruction:
-        """One training pass; without a mask every latent is quantized, with one only the masked (Eq. 4)."""
-        latent = self.encode(image, mask)
+    def forward(
+        self, image: Tensor, mask: Tensor | None = None, quantize: bool = True, decoder_only: bool = False
+    ) -> Reconstruction:
+        """One training pass; without a mask every latent is quantized, with one only the masked (Eq. 4).
+
+        ``decoder_only`` gives no gradient to the encoder and the codebook.
+        """
+        trained = torch.is_grad_enabled() and not decoder_only
+        with torch.set_grad_enabled(trained):
+            latent = self.encode(image, mask)
         if not quantize:
             zero = latent.new_zeros(latent.shape[0], 1, *latent.shape[2:])
             return Reconstruction(self.decode(latent), self.quantizer.nearest(latent.detach()), zero, zero)
-        quantized, tokens, codebook_loss, commitment = self.quantizer(latent)
+        with torch.set_grad_enabled(trained):
+            quantized, tokens, codebook_loss, commitment = self.quantizer(latent)
         if mask is not None:
             quantized = torch.where(self.token_mask(mask), quantized, latent)
         return Reconstruction(self.decode(quantized), tokens, codebook_loss, commitment)

@@ -23,6 +23,7 @@ POSE_DEMO = Recipe(
     tokenizer_training=TokenizerTraining(
         plain_steps=1400,
         masked_steps=450,
+        decoder_steps=900,
         batch_size=4,
         rate=1e-3,
         betas=(0.5, 0.9),
@@ -30,6 +31,7 @@ POSE_DEMO = Recipe(
         precision="bf16-mixed",
         # AlexNet's LPIPS costs little beside the tokenizer; VGG's would cost more than it.
         perceptual="alex",
+        decoder_perceptual="vgg",
         codebook_start=200,
         restart_every=50,
         adversarial="none",
