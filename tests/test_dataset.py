@@ -64,6 +64,12 @@ def test_held_out_pairs_are_only_held_out_ones(data: PoseDataset) -> None:
     assert [(p.condition, p.target) for p in pairs] == [(p.condition, p.target) for p in data.held_out_pairs(8)]
 
 
+def test_references_may_come_from_all_of_the_clip(data: PoseDataset) -> None:
+    pairs = data.held_out_pairs(64, references="any")
+    assert all(pair.target in range(16, 20) and pair.condition != pair.target for pair in pairs)
+    assert {pair.condition for pair in pairs} > set(range(4, 12))
+
+
 @pytest.mark.parametrize("pairs", [True, False])
 def test_a_batch_is_a_function_of_seed_step_and_rank(folder: Path, data: PoseDataset, pairs: bool) -> None:
     first = data.batch(3, 7, 1, 4, pairs)

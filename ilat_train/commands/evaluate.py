@@ -40,6 +40,13 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--pairs", type=whole, default=40, metavar="N", help="pairs of frames (%(default)s)")
     parser.add_argument(
+        "--references",
+        choices=("any", "held-out"),
+        default="any",
+        help="where the photograph to edit comes from: any other frame of the target's clip, or a held-out one, whose "
+        "pose differs less (%(default)s)",
+    )
+    parser.add_argument(
         "--lpips", choices=("vgg", "alex", "none"), default="vgg", help="backbone of LPIPS (%(default)s)"
     )
     parser.add_argument("--threads", type=whole, metavar="N", help="CPU threads")
@@ -85,7 +92,7 @@ def _run(args: argparse.Namespace) -> int:
     perceptual = None if args.lpips == "none" else load_lpips(args.lpips)
     config = DataConfig(dilation=dilation) if margin is None else DataConfig(margin=margin, dilation=dilation)
     data = PoseDataset(args.data, config, size)
-    chosen = work.examples(data, data.held_out_pairs(args.pairs))
+    chosen = work.examples(data, data.held_out_pairs(args.pairs, references=args.references))
     found = work.evaluate(chosen, methods, perceptual, shows_progress(args))
     seconds = time.perf_counter() - begun
     text = [found.table()]

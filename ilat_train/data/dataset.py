@@ -29,6 +29,7 @@ from .masks import box_mask, free_form_mask
 from .pose_video import FORMAT, VERSION, Clip
 
 Split = Literal["train", "test"]
+References = Literal["any", "held-out"]
 
 MAX_KEPT = 2 * 2**30
 """Bytes of decoded frames kept in memory; further ones are decoded whenever they are needed."""
@@ -221,10 +222,14 @@ class PoseDataset:
                 chosen.append(self.pair(clip, int(condition), int(target), random))
         return self.load(chosen, list(random.random(size) < self.config.flip), pairs)
 
-    def held_out_pairs(self, count: int, seed: int = 0) -> list[Pair]:
-        """``count`` pairs of held-out frames: each target with another held-out frame of its clip, spread evenly.
+    def held_out_pairs(self, count: int, seed: int = 0, references: References = "held-out") -> list[Pair]:
+        """``count`` pairs whose targets are held-out frames, spread evenly, each with another frame of its clip.
 
         Frames without a visible landmark are left out.
+
+        Args:
+            references: which frames to choose the other from. Held-out frames follow closely upon each other, so among
+                themselves their poses differ little; in training any two frames of a clip are a pair.
 
         Raises:
             InputError: a clip with fewer than two held-out frames.
@@ -237,7 +242,8 @@ class PoseDataset:
             if len(frames) < 2:
                 raise InputError(f"{self.root}: clip {clip} has fewer than two held-out frames with a landmark")
             target = frames[int((number // len(self.clips)) * len(frames) * len(self.clips) / count) % len(frames)]
-            condition = int(random.choice([index for index in frames if index != target]))
+            others = frames if references == "held-out" else [*self._visible(clip, "train"), *frames]
+            condition = int(random.choice([index for index in others if index != target]))
             pairs.append(self.pair(clip, condition, target))
         return pairs
 
