@@ -31,6 +31,9 @@ class TokenizerConfig(Strict):
     norm: Literal["group", "instance"] = "group"
     norm_groups: int = Field(32, ge=1)
     downsample_kernel: Literal[3, 4] = 3
+    decoder_layout: Literal["vqgan", "table-3"] = "vqgan"
+    """Residual blocks of the decoder: VQGAN has one more at each resolution than the encoder, after the upsampling;
+    Table 3 has as many as the encoder, before it."""
     dropout: float = Field(0.0, ge=0, lt=1)
     latent_channels: int = Field(256, ge=1)
     codebook_size: int = Field(16384, ge=2)

@@ -24,7 +24,15 @@ from ilat_runtime.errors import IlatError, InputError
 from ilat_runtime.image_file import write_image
 
 from . import checkpoint
-from .config import difference
+from .config import (
+    Strict,
+    TokenizerConfig,
+    TokenizerTraining,
+    TransformerConfig,
+    TransformerTraining,
+    difference,
+    parse,
+)
 
 
 @dataclass(frozen=True)
@@ -165,11 +173,23 @@ def resumed(options: RunOptions, config: dict[str, Any]) -> dict[str, Any] | Non
     """
     if not options.resume:
         return None
-    state = checkpoint.load_state(options.folder)
-    unlike = difference({key: state.get(key) for key in ("config", "seed")}, {"config": config, "seed": options.seed})
+    file, state = options.folder / "state.pt", checkpoint.load_state(options.folder)
+    begun = {"config": _completed(state.get("config"), str(file)), "seed": state.get("seed")}
+    unlike = difference(begun, {"config": config, "seed": options.seed})
     if unlike:
-        raise InputError(f"{options.folder / 'state.pt'}: {unlike}; resume with the recipe and the seed of the run")
+        raise InputError(f"{file}: {unlike}; resume with the recipe and the seed of the run")
     return state
+
+
+def _completed(config: Any, where: str) -> Any:
+    """A state's configuration with defaults for the keys that came after it was written."""
+    kinds: dict[str, type[Strict]] = {"tokenizer": TokenizerConfig, "transformer": TransformerConfig}
+    if not isinstance(config, dict) or not config.keys() <= {*kinds, "training"}:
+        return config
+    kinds["training"] = TokenizerTraining if "tokenizer" in config else TransformerTraining
+    return {
+        key: parse(kinds[key], part, f"{where}: config.{key}").model_dump(mode="json") for key, part in config.items()
+    }
 
 
 def set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:

@@ -125,6 +125,24 @@ def test_what_cannot_be_resumed(tmp_path: Path, data: PoseDataset) -> None:
     assert checkpoint.load_state(tmp_path)["step"] == 2
 
 
+def test_a_state_from_before_an_option_existed(tmp_path: Path, data: PoseDataset) -> None:
+    """Breaks when a new key of the configuration, at its default, keeps runs that began earlier from going on."""
+    train_tokenizer(TINY, data, options(tmp_path, stop_at=1))
+    state = checkpoint.load_state(tmp_path)
+    del state["config"]["tokenizer"]["decoder_layout"], state["config"]["training"]["restart_every"]
+    checkpoint.save_state(tmp_path, state)
+    with pytest.raises(InputError, match=r"config\.training\.restart_every: 0, expected 3"):
+        train_tokenizer(TINY, data, options(tmp_path, stop_at=2, resume=True))
+    state["config"]["training"]["restart_every"] = 3
+    checkpoint.save_state(tmp_path, state)
+    train_tokenizer(TINY, data, options(tmp_path, stop_at=2, resume=True))
+    assert checkpoint.load_state(tmp_path)["step"] == 2
+    state["config"]["tokenizer"]["of_the_future"] = 1
+    checkpoint.save_state(tmp_path, state)
+    with pytest.raises(InputError, match=r"config\.tokenizer: of_the_future"):
+        train_tokenizer(TINY, data, options(tmp_path, stop_at=2, resume=True))
+
+
 def test_the_state_runs_no_code(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:

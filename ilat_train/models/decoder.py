@@ -34,13 +34,14 @@ class Decoder(nn.Module):
         if config.attention:
             layers.append(AttentionBlock(config, channels))
         layers.append(ResidualBlock(config, channels, channels))
+        top, before = len(widths) - 1, config.decoder_layout == "table-3"
         for level in reversed(range(len(widths))):
-            for _ in range(config.res_blocks + 1):
+            for _ in range(config.res_blocks if before else config.res_blocks + 1):
                 layers.append(ResidualBlock(config, channels, widths[level]))
                 channels = widths[level]
-                if level == len(widths) - 1 and config.attention:
+                if level == top and config.attention:
                     layers.append(AttentionBlock(config, channels))
-            if level:
+            if level < top if before else level:
                 layers.append(Upsample(channels))
         self.layers = nn.ModuleList(layers)
         self.norm_out = normalization(config, channels)

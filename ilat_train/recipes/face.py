@@ -11,6 +11,7 @@ FACE = Recipe(
         attention=False,
         norm="instance",
         downsample_kernel=4,
+        decoder_layout="table-3",
         codebook_size=2048,
         tanh=True,
     ),
