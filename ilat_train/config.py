@@ -79,6 +79,13 @@ class TransformerConfig(Strict):
     condition_vocabulary: int = Field(16384, ge=0)
     numbering: str = "local"
 
+    shared_vocabulary: bool = False
+    """One table of embeddings for condition and target, of one codebook: copying a token from the condition is then
+    learned once, not for each value. The paper's and the authors' models have two tables.
+    """
+    position_start: Literal["normal", "grid"] = "normal"
+    """What the learned positions start from: noise, or sines of row and column, the same for condition and target."""
+
     @property
     def layout(self) -> Layout:
         """The blocks of the sequence."""
@@ -93,10 +100,12 @@ class TransformerConfig(Strict):
     def _consistent(self) -> TransformerConfig:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        if self.shared_vocabulary and self.condition_vocabulary != self.codebook_size:
+            raise ValueError("shared_vocabulary needs condition_vocabulary to equal codebook_size")
         if self.numbering not in NUMBERINGS:
             raise ValueError(f"numbering {self.numbering!r} must be one of {sorted(NUMBERINGS)}")
-        layout = self.layout
-        if (layout.size("pose") + layout.size("source_pose") > 0) != (self.pose_tokens > 0):
+        _ = self.layout
+        if {"pose", "source_pose"}.isdisjoint(self.blocks) != (self.pose_tokens == 0):
             raise ValueError(f"pose_tokens {self.pose_tokens} must be 0 just where blocks {self.blocks} have no pose")
         return self
 
