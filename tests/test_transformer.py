@@ -168,7 +168,7 @@ def test_equation_6(model: LocalTransformer) -> None:
 
 
 def test_only_masked_labels_count(model: LocalTransformer) -> None:
-    """Breaks when an unmasked token's label counts: with the masked ones right and the others wrong, nothing is left."""
+    """Breaks when an unmasked token's label counts: here those are all wrong, and the masked ones right."""
     _, _, target, mask = inputs(5)
 
     def perfect(condition: Tensor | None, pose: Tensor | None, target: Tensor, numbers: Tensor) -> Tensor:
