@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ilat_runtime.errors import InputError
 from ilat_runtime.segments import segments
 
 from ..config import TransformerConfig
@@ -21,6 +23,28 @@ class Cache(Protocol):
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Takes keys and values (B, heads, q, d) of new tokens; returns all there are, (B, heads, T, d)."""
         ...
+
+
+TABLE_STD = 0.02
+"""Standard deviation of the tables at the start."""
+
+
+def grid_positions(tokens: int, width: int) -> Tensor:
+    """Sines and cosines of row and column, (tokens, width), with the tables' standard deviation.
+
+    Raises:
+        InputError: the tokens are no square grid.
+    """
+    side = math.isqrt(tokens)
+    if side * side != tokens or width % 4:
+        raise InputError(
+            f"position_start 'grid': {tokens} tokens × {width}, expected a square × a multiple of 4"
+        )
+    frequency = math.pi / side * torch.logspace(0, math.log2(side), width // 4, base=2)
+    angle = (torch.arange(side) + 0.5)[:, None] * frequency
+    wave = torch.cat([angle.sin(), angle.cos()], 1) * (TABLE_STD * 2**0.5)
+    rows, columns = wave.repeat_interleave(side, 0), wave.repeat(side, 1)
+    return torch.cat([rows, columns], 1)
 
 
 class SelfAttention(nn.Module):
@@ -65,13 +89,15 @@ class Block(nn.Module):
 
 
 class LocalTransformer(nn.Module):
-    """Tokens in one joint vocabulary: condition tokens, then target tokens, c[s], t[s], and one id for landmarks."""
+    """Tokens in one joint vocabulary: condition tokens, then target tokens (or one table for both), c[s], t[s], and one
+    id for landmarks.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.target_offset = config.condition_vocabulary
-        self.start_condition = config.condition_vocabulary + config.codebook_size
+        self.target_offset = 0 if config.shared_vocabulary else config.condition_vocabulary
+        self.start_condition = self.target_offset + config.codebook_size
         self.start_target = self.start_condition + 1
         self.pose = self.start_condition + 2
         self.embedding = nn.Parameter(torch.empty(self.pose + 1, config.width))
@@ -85,7 +111,11 @@ class LocalTransformer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.codebook_size))
         self.apply(_initialise)
         for table in (self.embedding, self.position):
-            nn.init.normal_(table, std=0.02)
+            nn.init.normal_(table, std=TABLE_STD)
+        if config.position_start == "grid":
+            for block in ("condition", "target"):
+                with torch.no_grad():
+                    self.position[config.layout.slice(block)][1:] = grid_positions(config.image_tokens, config.width)
 
     def forward(
         self,

@@ -16,7 +16,15 @@ POSE_DEMO = Recipe(
         codebook_channels=64,
     ),
     transformer=TransformerConfig(
-        width=320, heads=4, layers=6, dropout=0.0, codebook_size=1024, condition_vocabulary=1024
+        width=320,
+        heads=4,
+        layers=6,
+        dropout=0.0,
+        codebook_size=1024,
+        condition_vocabulary=1024,
+        # With this few steps, what can be given is not left to be learned.
+        shared_vocabulary=True,
+        position_start="grid",
     ),
     # Wide enough for hands and feet, which reach beyond the wrist's and the ankle's landmarks.
     data=DataConfig(dilation=0.105),
@@ -39,7 +47,7 @@ POSE_DEMO = Recipe(
     ),
     transformer_training=TransformerTraining(
         # Encoding a pair costs as much as a training step, and the clips are few: 1,600 pairs are encoded once.
-        steps=1100,
+        steps=1000,
         batch_size=8,
         rate=8e-4,
         warmup=100,
