@@ -164,9 +164,10 @@ def export_bundle(
         "transformer": TransformerGraph(transformer),
         "decoder": DecoderGraph(tokenizer),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    folder = None
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         files = {}
         for done, (name, module) in enumerate(modules.items()):
             report(name, done)
@@ -182,8 +183,11 @@ def export_bundle(
         manifest.write_manifest(folder, complete)
         folder.chmod(0o755)
         _put_in_place(folder, out)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from None
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
     report("done", len(STAGES))
     return found
 

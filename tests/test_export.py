@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -609,6 +611,19 @@ def test_an_interrupt_leaves_nothing(reused: Path, pair: tuple[TSVQGAN, LocalTra
 
     with pytest.raises(KeyboardInterrupt):
         export_bundle(*pair, tmp_path / "b", Facts("x"), progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing(
+    reused: Path, pair: tuple[TSVQGAN, LocalTransformer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(model: onnx.ModelProto, path: Path) -> None:
+        path.write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(bundle_module, "save", full)
+    with pytest.raises(OutputError, match=r"b: cannot be written: No space left on device"):
+        export_bundle(*pair, tmp_path / "b", Facts("x"))
     assert list(tmp_path.iterdir()) == []
 
 
