@@ -1,5 +1,7 @@
 """The three graphs of a bundle: thin wrappers around the unmodified models. Arithmetic lives here, control flow in the
 runtime.
+
+What is uint8 is converted first on the way in and last on the way out: TensorRT does nothing else with that type.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ class EncoderGraph(nn.Module):
         """
         size = self.tokenizer.config.image_size
         height, width = image.shape[1], image.shape[2]
-        pixels = resize(image.permute(0, 3, 1, 2).float(), (size, size)) / 127.5 - 1
-        edited, drawn = mask[:, None] > 0, None
+        pixels = resize(image.float().permute(0, 3, 1, 2), (size, size)) / 127.5 - 1
+        edited, drawn = mask.float()[:, None] > 0, None
         if poses is not None and radius is not None:
             drawn = skeleton_mask(poses, radius, size)
             # A little below one half, so that the ties of symmetric weights do not depend on rounding.
@@ -47,7 +49,7 @@ class EncoderGraph(nn.Module):
             masked = masked | drawn
         latent = self.tokenizer.encode(pixels, masked, both_streams=False)
         tokens = self.tokenizer.quantizer.nearest(latent)
-        return latent, tokens, self.tokenizer.token_mask(masked).flatten(1), edited[:, 0].to(torch.uint8)
+        return latent, tokens, self.tokenizer.token_mask(masked).flatten(1), edited[:, 0].float().to(torch.uint8)
 
 
 class DecoderGraph(nn.Module):
@@ -75,12 +77,12 @@ class DecoderGraph(nn.Module):
         grid_mask = token_mask.reshape(-1, 1, config.grid, config.grid)
         decoded = self.tokenizer.decode_mixed(latent, tokens, grid_mask).float()
         generated = resize((decoded.clamp(-1, 1) + 1) * 127.5, (height, width))
-        edited = (edit_mask[:, None] > 0).float()
+        edited = (edit_mask.float()[:, None] > 0).float()
         # A.3: the mask goes through half the model's size, which gives it a soft edge.
         half = config.image_size // 2
         smooth = resize(resize(resize(edited, (config.image_size,) * 2), (half, half)), (height, width))
         share = torch.where(blend, smooth, edited)
-        pixels = image.permute(0, 3, 1, 2).float()
+        pixels = image.float().permute(0, 3, 1, 2)
         mixed = pixels * (1 - share) + generated * share
         return mixed.round().clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)
 
