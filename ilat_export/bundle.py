@@ -52,7 +52,7 @@ def describe(tokenizer: TSVQGAN, transformer: LocalTransformer, facts: Facts, we
 
     Raises:
         InputError: the two models do not belong together.
-        BundleError: they are of a kind that no runtime edits with.
+        BundleError: they are of a kind that no runtime edits with, or the facts are not what a manifest takes.
     """
     image, sequence = tokenizer.config, transformer.config
     if sequence.image_tokens != image.grid**2 or sequence.codebook_size != image.codebook_size:
@@ -89,13 +89,15 @@ def describe(tokenizer: TSVQGAN, transformer: LocalTransformer, facts: Facts, we
             start_target=transformer.start_target,
             pose=transformer.pose,
         ),
-        crop=manifest.CropRule(margin=facts.margin, dilation=facts.dilation) if kind == "pose" else None,
+        crop=manifest.CropRule.model_construct(margin=facts.margin, dilation=facts.dilation)
+        if kind == "pose"
+        else None,
         precision=manifest.Precision.model_validate({"compute": "float32", "weights": weights}),
         leak_free=image.two_stream,
         graphs=manifest.Graphs(encoder=graph, transformer=graph, decoder=graph),
         files={},
         verification={},
-        licence=manifest.Licence(weights=facts.weights_licence, data=facts.data_licence),
+        licence=manifest.Licence.model_construct(weights=facts.weights_licence, data=facts.data_licence),
         provenance=facts.provenance,
     )
     graphs = {
@@ -105,8 +107,7 @@ def describe(tokenizer: TSVQGAN, transformer: LocalTransformer, facts: Facts, we
     unmeasured = manifest.FileRecord(sha256="0" * 64, bytes=0)
     files = {graph.file: unmeasured for graph in graphs.values()}
     description = description.model_copy(update={"graphs": manifest.Graphs(**graphs), "files": files})
-    manifest.check(description, "the models")
-    return description
+    return manifest.parse_manifest(description.model_dump_json(), "the bundle's manifest")
 
 
 def check_destination(out: Path, force: bool) -> None:
@@ -144,7 +145,7 @@ def export_bundle(
 
     Raises:
         InputError: the models do not belong together.
-        BundleError: they are of a kind that no runtime edits with.
+        BundleError: as :func:`describe`.
         OutputError: ``out`` exists and ``force`` is false, or it cannot be written.
         VerificationError: a graph differs from PyTorch by more than the tolerance; nothing is written.
     """

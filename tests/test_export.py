@@ -639,6 +639,9 @@ def test_models_that_make_no_bundle(pair: tuple[TSVQGAN, LocalTransformer], tmp_
     unconditional = LocalTransformer(transformer.config.model_copy(update={"blocks": ("pose", "target")}))
     with pytest.raises(BundleError, match="layout"):
         export_bundle(tokenizer, unconditional, tmp_path / "b", Facts("x"))
+    for facts, key in ((Facts(""), "name"), (Facts("x", dilation=3), "crop.dilation"), (Facts("x", ""), "licence")):
+        with pytest.raises(BundleError, match=f"the bundle's manifest: {key}"):
+            export_bundle(tokenizer, transformer, tmp_path / "b", facts)
     assert list(tmp_path.iterdir()) == []
 
 
