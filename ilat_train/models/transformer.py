@@ -37,9 +37,7 @@ def grid_positions(tokens: int, width: int) -> Tensor:
     """
     side = math.isqrt(tokens)
     if side * side != tokens or width % 4:
-        raise InputError(
-            f"position_start 'grid': {tokens} tokens × {width}, expected a square × a multiple of 4"
-        )
+        raise InputError(f"position_start 'grid': {tokens} tokens × {width}, expected a square × a multiple of 4")
     frequency = math.pi / side * torch.logspace(0, math.log2(side), width // 4, base=2)
     angle = (torch.arange(side) + 0.5)[:, None] * frequency
     wave = torch.cat([angle.sin(), angle.cos()], 1) * (TABLE_STD * 2**0.5)

@@ -47,7 +47,7 @@ POSE_DEMO = Recipe(
     ),
     transformer_training=TransformerTraining(
         # Encoding a pair costs as much as a training step, and the clips are few: 1,600 pairs are encoded once.
-        steps=1000,
+        steps=1800,
         batch_size=8,
         rate=8e-4,
         warmup=100,
