@@ -250,7 +250,9 @@ def whole_pass(editor: Editor, target: Target, condition: np.ndarray, tokens: np
         "temperature": np.ones(1, np.float32), "uniform": np.full((1, 1, 1), 0.5, np.float32), "landmarks": landmarks,
     }  # fmt: skip
     known = manifest.graphs.transformer.inputs
-    outputs = editor._transformer.with_cache(1).run({key: value for key, value in inputs.items() if key in known})
+    outputs = editor._pipeline.transformer.with_cache(1).run(
+        {key: value for key, value in inputs.items() if key in known}
+    )
     return outputs["next_token"][0, layout.slice("target")][:-1]
 
 
@@ -266,7 +268,7 @@ def test_cached_decoding_equals_one_whole_pass(request: pytest.FixtureRequest, k
         condition, tokens = rng.integers(0, editor.manifest.codebook_size, (2, size))
         pose = rng.random((13, 3), np.float32) if kind == "pose" else None
         target = Target(decode_plan(editor.manifest.sequence, token_mask, numbering), tokens, pose)
-        decoder = Decoder(editor.manifest, editor._transformer, 1)
+        decoder = Decoder(editor.manifest, editor._pipeline.transformer, 1)
         decoder.condition([condition], [None])
         (generated,) = decoder.generate([target], Sampling())
         complete = tokens.copy()
@@ -300,11 +302,11 @@ def test_a_full_cache_bounds_the_rows_of_a_call(pose_bundle: Path, tmp_path: Pat
     masks[0, -1] = True
     masks[1, [0, *range(size - 3, size)]] = True
     targets = [Target(decode_plan(vanilla.manifest.sequence, mask, "vanilla"), tokens, pose) for mask in masks]
-    both = Decoder(vanilla.manifest, vanilla._transformer, 2)
+    both = Decoder(vanilla.manifest, vanilla._pipeline.transformer, 2)
     both.condition([condition] * 2, [None] * 2)
     together = both.generate(targets, Sampling())
     for target, found in zip(targets, together, strict=True):
-        one = Decoder(vanilla.manifest, vanilla._transformer, 1)
+        one = Decoder(vanilla.manifest, vanilla._pipeline.transformer, 1)
         one.condition([condition], [None])
         assert one.generate([target], Sampling())[0].tokens.tolist() == found.tokens.tolist()
 
