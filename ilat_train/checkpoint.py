@@ -15,6 +15,7 @@ from torch import nn
 from ilat_runtime.errors import InputError
 
 from .config import Strict, TokenizerConfig, TransformerConfig, parse
+from .json_file import read_json
 from .models import TSVQGAN, LocalTransformer
 
 FORMAT, VERSION = "ilat-checkpoint", 1
@@ -59,12 +60,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         InputError: the folder is no checkpoint of ours.
     """
     file = folder / "config.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such file; expected a checkpoint folder") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not a JSON file ({error})") from None
+    content = read_json(file, "a checkpoint folder")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{file}: format: expected {FORMAT!r}")
     if content.get("version") != VERSION:

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ilat_runtime.errors import InputError
 from ilat_runtime.segments import NUMBERINGS, Layout
 
+from .json_file import read_json
+
 
 class Strict(BaseModel):
     """A frozen configuration that refuses keys it does not know."""
@@ -226,12 +228,7 @@ def parse(kind: type[StrictType], values: dict[str, Any], where: str) -> StrictT
 
 def load_json(kind: type[StrictType], path: Path) -> StrictType:
     """Reads a configuration from a JSON file; raises InputError that names the file and the key at fault."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a JSON file ({error})") from None
+    values = read_json(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a JSON object")
     return parse(kind, values, str(path))

@@ -5,7 +5,6 @@ Sampling has no state: a batch is a function of (seed, step, rank), so a resumed
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -23,6 +22,7 @@ from ilat_runtime.joints import FLIP, JOINTS
 from ilat_runtime.pose_file import read_poses
 
 from ..config import DataConfig
+from ..json_file import read_json
 from ..models.resize import resize
 from ..models.skeleton_mask import skeleton_mask
 from .masks import box_mask, free_form_mask
@@ -303,12 +303,7 @@ def random_masks(kinds: tuple[str, ...], batch: Batch, random: np.random.Generat
 
 
 def _read_index(file: Path) -> list[Clip]:
-    try:
-        index: Any = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such file; expected a folder made by `ilat-train data pose-video`") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not a JSON file ({error})") from None
+    index = read_json(file, "a folder made by `ilat-train data pose-video`")
     if not isinstance(index, dict) or index.get("format") != FORMAT or index.get("version") != VERSION:
         raise InputError(f"{file}: format, version: expected {FORMAT!r}, {VERSION}")
     if index.get("joints") != list(JOINTS):
