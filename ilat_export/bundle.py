@@ -199,13 +199,13 @@ def _put_in_place(folder: Path, out: Path) -> None:
         folder.rename(out)
         return
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-    out.rename(aside / out.name)
+    old = aside / out.name
+    out.rename(old)
     try:
         folder.rename(out)
-    except BaseException:
-        (aside / out.name).rename(out)
-        raise
     finally:
+        if not out.exists():
+            old.rename(out)
         shutil.rmtree(aside, ignore_errors=True)
 
 
