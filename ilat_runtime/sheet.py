@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from .crop import Crop
-from .editor import Result
 from .image_file import BoolArray, ByteArray
 from .joints import JOINTS, LIMBS
+
+if TYPE_CHECKING:
+    from .pipeline import Result
 
 CELL = 384
 """Longest side of a picture in a comparison, in pixels."""
