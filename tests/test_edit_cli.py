@@ -370,7 +370,14 @@ def process(
         "1",
         *arguments,
     ]
-    return subprocess.Popen(command, cwd=work, stdout=subprocess.PIPE, stderr=stderr, text=True)
+    return subprocess.Popen(
+        command, cwd=work, stdout=subprocess.PIPE, stderr=stderr, text=True, preexec_fn=heed_interrupts
+    )
+
+
+def heed_interrupts() -> None:
+    """A shell starts what runs in the background with Ctrl-C ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file size limits of POSIX")

@@ -45,7 +45,7 @@ def _run(args: argparse.Namespace) -> int:
     report(
         args,
         "tokenizer",
-        training.plain_steps + training.masked_steps,
+        training.plain_steps + training.masked_steps + training.decoder_steps,
         sum(parameter.numel() for parameter in model.parameters()),
         time.perf_counter() - begun,
         ["ilat-train", "transformer", "--data", args.data, "--out", args.out],
