@@ -170,6 +170,16 @@ class TokenizerTraining(Strict):
     masks: tuple[Literal["skeleton", "free-form", "box"], ...] = Field(("skeleton", "free-form", "box"), min_length=1)
     """Kinds of mask of the masked stage, drawn evenly."""
 
+    @property
+    def decoder_start(self) -> int:
+        """The first step of the decoder's stage."""
+        return self.plain_steps + self.masked_steps
+
+    @property
+    def steps(self) -> int:
+        """Steps of all stages."""
+        return self.decoder_start + self.decoder_steps
+
 
 class TransformerTraining(Strict):
     """Steps and rates of the transformer (Sec. 4, Implementation Details)."""

@@ -95,12 +95,10 @@ def train_tokenizer(recipe: Recipe, data: TrainingData, options: RunOptions, ini
             checkpoint.save_state(options.folder, progress)
         fabric.barrier()
 
-    decoder_start = training.plain_steps + training.masked_steps
-    total = decoder_start + training.decoder_steps
     first = state["step"] if state else 0
-    record = Record(options, fabric, total, first, "tokenizer")
+    record = Record(options, fabric, training.steps, first, "tokenizer")
     done = first
-    for step in steps(first, total, options.stop_at):
+    for step in steps(first, training.steps, options.stop_at):
         random = seed_step(options.seed, step, fabric.global_rank)
         set_rate(optimizers, training.rate * 0.5 ** (step // training.halve_every))
         batch = data.batch(options.seed, step, fabric.global_rank, training.batch_size, pairs=False)
@@ -108,7 +106,7 @@ def train_tokenizer(recipe: Recipe, data: TrainingData, options: RunOptions, ini
         mask = None
         if step >= training.plain_steps:
             mask = fabric.to_device(random_masks(training.masks, batch, random))
-        decoder_only = step >= decoder_start
+        decoder_only = step >= training.decoder_start
         if decoder_only:
             perceptual = last_perceptual
         elif step == training.codebook_start and training.codebook_start:

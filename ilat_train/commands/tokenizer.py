@@ -41,11 +41,10 @@ def _run(args: argparse.Namespace) -> int:
     data = training_data(recipe, args.data)
     keep_recipe(args, recipe)
     model = train_tokenizer(recipe, data, options, initial)
-    training = recipe.tokenizer_training
     report(
         args,
         "tokenizer",
-        training.plain_steps + training.masked_steps + training.decoder_steps,
+        recipe.tokenizer_training.steps,
         sum(parameter.numel() for parameter in model.parameters()),
         time.perf_counter() - begun,
         ["ilat-train", "transformer", "--data", args.data, "--out", args.out],
