@@ -8,12 +8,14 @@ from torch.nn import functional as F
 
 from ..config import TokenizerConfig
 from .masks import MaskPyramid
-from .normalization import Normalization
+from .normalization import Normalization, PositionNormalization
 from .two_stream import TwoStreamConv2d
 
 
-def normalization(config: TokenizerConfig, channels: int) -> Normalization:
+def normalization(config: TokenizerConfig, channels: int) -> Normalization | PositionNormalization:
     """The configured normalisation; instance normalisation has no gain and bias (the authors' face model)."""
+    if config.norm == "position":
+        return PositionNormalization(channels)
     if config.norm == "instance":
         return Normalization(channels, channels, affine=False, eps=1e-5)
     return Normalization(channels, config.norm_groups)

@@ -1,4 +1,4 @@
-"""Group and instance normalisation that do not leak: statistics of unmasked features come from unmasked positions."""
+"""Normalisation that does not leak: the statistics of unmasked features come from unmasked positions."""
 
 from __future__ import annotations
 
@@ -56,3 +56,14 @@ class Normalization(nn.Module):
                 weight = self.weight[:, None, None]
                 gain, offset = gain * weight, offset * weight + self.bias[:, None, None]
         return gain.to(x.dtype), offset.to(x.dtype)
+
+
+class PositionNormalization(nn.LayerNorm):
+    """Each position by the mean and variance of its own channels: no other position, masked or not, can matter."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, x: Tensor, masks: MaskPyramid | None = None) -> Tensor:
+        """(B, C, H, W) to the same."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
