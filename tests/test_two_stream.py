@@ -15,7 +15,7 @@ from ilat_train.data.masks import box_mask, free_form_mask
 from ilat_train.models import TSVQGAN
 from ilat_train.models.blocks import AttentionBlock
 from ilat_train.models.masks import MaskPyramid
-from ilat_train.models.normalization import Normalization
+from ilat_train.models.normalization import Normalization, PositionNormalization
 from ilat_train.models.two_stream import Downsample, TwoStreamConv2d
 from ilat_train.recipes import RECIPES
 
@@ -66,6 +66,7 @@ PRESETS = {
     # Every structural trait of the preset, narrow and on small images.
     "pose": RECIPES["pose"].tokenizer.model_copy(update={"image_size": 64, "channels": 32, "codebook_size": 64}),
     "face": RECIPES["face"].tokenizer.model_copy(update={"image_size": 64, "channels": 8, "codebook_size": 64}),
+    "pose-demo": RECIPES["pose-demo"].tokenizer.model_copy(update={"image_size": 64}),
 }
 
 
@@ -79,6 +80,7 @@ def test_presets_keep_their_traits() -> None:
     )
     assert PRESETS["pose"].multipliers == (1, 1, 2, 2, 4)
     assert PRESETS["face"].multipliers == (1, 2, 4, 6, 8)
+    assert PRESETS["pose-demo"].norm == "position"
     assert all(preset.two_stream for preset in PRESETS.values())
 
 
@@ -134,10 +136,11 @@ def test_no_leak(tokenizer: TSVQGAN, seed: int, both_streams: bool) -> None:
 
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_no_leak_at_full_size(name: str) -> None:
-    """The presets as they are, 256x256: breaks on what only the real sizes bring about, such as other kernels."""
+    """The presets as they are: breaks on what only the real sizes bring about, such as other kernels."""
     tokenizer = model(RECIPES[name].tokenizer)
+    size = tokenizer.config.image_size
     torch.manual_seed(1)
-    image, mask = torch.rand(1, 3, 256, 256) * 2 - 1, masks(256, 5)["box"]
+    image, mask = torch.rand(1, 3, size, size) * 2 - 1, masks(size, 5)["box"]
     with torch.inference_mode():
         wild = torch.where(mask, torch.randn_like(image) * 1000, image)
         known = (~tokenizer.token_mask(mask)).expand(1, tokenizer.config.codebook_channels, -1, -1)
@@ -219,6 +222,22 @@ def test_normalization_by_hand(groups: int) -> None:
                     channel = group * width + offset
                     expected = normalised[offset] * layer.weight[channel].item() + layer.bias[channel].item()
                     np.testing.assert_allclose(found[b, channel][where], expected[where], atol=1e-4)
+
+
+def test_position_normalization_by_hand() -> None:
+    """Breaks when another position has any part in the statistics, or a mask changes anything."""
+    torch.manual_seed(0)
+    layer = PositionNormalization(6)
+    with torch.no_grad():
+        layer.weight.uniform_(0.5, 1.5)
+        layer.bias.normal_()
+    x, mask = torch.randn(2, 6, 8, 8) * 3 + 1, torch.rand(2, 1, 8, 8) < 0.4
+    found = layer(x, MaskPyramid(mask))
+    values = x.numpy()
+    normalised = (values - values.mean(1, keepdims=True)) / np.sqrt(values.var(1, keepdims=True) + layer.eps)
+    expected = normalised * layer.weight.detach().numpy()[:, None, None] + layer.bias.detach().numpy()[:, None, None]
+    np.testing.assert_allclose(found.detach().numpy(), expected, atol=1e-5)
+    assert torch.equal(found, layer(x))
 
 
 def test_attention_of_unmasked_positions_ends_at_the_mask() -> None:

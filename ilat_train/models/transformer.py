@@ -14,6 +14,7 @@ from ilat_runtime.errors import InputError
 from ilat_runtime.segments import segments
 
 from ..config import TransformerConfig
+from .attention import attention
 from .point_mlp import PointMLP
 
 
@@ -61,9 +62,7 @@ class SelfAttention(nn.Module):
         query, key, value = (part.reshape(shape).transpose(1, 2) for part in self.qkv(x).split(width, 2))
         if cache is not None:
             key, value = cache.append(self.layer, key, value)
-        attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=allowed, dropout_p=self.dropout if self.training else 0.0
-        )
+        attended = attention(query, key, value, allowed, self.dropout, self.training)
         return self.project(attended.transpose(1, 2).reshape(batch, length, width))
 
 
