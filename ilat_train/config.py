@@ -31,7 +31,7 @@ class TokenizerConfig(Strict):
     attention: bool = True
     """Self-attention at the latent's resolution and in the middle, as VQGAN f16 has it."""
     norm: Literal["group", "instance", "position"] = "group"
-    """``position`` is not the paper's: over the channels of one position, so that a token depends only on what is near."""
+    """``position`` is not the paper's: over one position's channels, so that a token depends only on what is near."""
     norm_groups: int = Field(32, ge=1)
     downsample_kernel: Literal[3, 4] = 3
     decoder_layout: Literal["vqgan", "table-3"] = "vqgan"
