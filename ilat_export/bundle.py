@@ -93,7 +93,7 @@ def describe(tokenizer: TSVQGAN, transformer: LocalTransformer, facts: Facts, we
         if kind == "pose"
         else None,
         precision=manifest.Precision.model_validate({"compute": "float32", "weights": weights}),
-        leak_free=image.two_stream,
+        leak_free=image.two_stream and not image.leaky,
         graphs=manifest.Graphs(encoder=graph, transformer=graph, decoder=graph),
         files={},
         verification={},

@@ -226,6 +226,7 @@ def _decoded(
             torch.from_numpy(pose[None]) if pose is not None else None,
             torch.from_numpy(tokens[None]),
             batch_segments(transformer.config, torch.from_numpy(plan.token_mask[None])),
+            torch.from_numpy(sample.poses[:1]) if "source_pose" in manifest.layout else None,
         )[0, torch.from_numpy(plan.token_mask)]
     if not len(logits):
         return np.ones(0, bool), 0.0, tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -25,6 +25,8 @@ class TokenizerConfig(Strict):
 
     image_size: int = Field(256, ge=1)
     in_channels: int = Field(3, ge=1)
+    black: Literal[-1, 0] = -1
+    """Value of a black pixel; a white one is 1. The authors' sketches are in [0, 1]."""
     channels: int = Field(128, ge=1)
     multipliers: tuple[int, ...] = Field((1, 1, 2, 2, 4), min_length=1)
     res_blocks: int = Field(2, ge=1)
@@ -33,6 +35,14 @@ class TokenizerConfig(Strict):
     norm: Literal["group", "instance", "position"] = "group"
     """``position`` is not the paper's: over one position's channels, so that a token depends only on what is near."""
     norm_groups: int = Field(32, ge=1)
+    leaky: bool = False
+    """Normalisation and attention take in masked positions too, so that known tokens depend a little on what is under
+    the mask. The authors' models were trained so, and imported ones stay so."""
+    first_kernel: int = Field(3, ge=1)
+    """Side of the first convolution, odd; one larger than 3 is padded by reflection (the authors' sketch tokenizer)."""
+    widening: Literal["blocks", "resampling"] = "blocks"
+    """What changes the width between resolutions: the next residual block, or the convolution that resamples; then the
+    full resolution has no residual blocks (the authors' sketch tokenizer)."""
     downsample_kernel: Literal[3, 4] = 3
     decoder_layout: Literal["vqgan", "table-3"] = "vqgan"
     """Residual blocks of the decoder: VQGAN has one more at each resolution than the encoder, after the upsampling;
@@ -44,6 +54,13 @@ class TokenizerConfig(Strict):
     tanh: bool = False
     two_stream: bool = True
     """False: plain convolutions, normalisation and attention, the paper's ablation iLAT*."""
+
+    free: ClassVar[set[str]] = {"image_size", "leaky", "dropout", "two_stream"}
+    """Keys that the parameters do not depend on: weights can be trained further with other values."""
+
+    def blocks(self, level: int) -> bool:
+        """Whether a resolution (0 is the image's) has residual blocks."""
+        return level > 0 or self.widening == "blocks"
 
     @property
     def factor(self) -> int:
@@ -61,6 +78,10 @@ class TokenizerConfig(Strict):
             raise ValueError(f"image_size {self.image_size} must be a multiple of the factor {self.factor}")
         if min(self.multipliers) < 1:
             raise ValueError(f"multipliers {self.multipliers} must be 1 or more")
+        if self.first_kernel % 2 == 0:
+            raise ValueError(f"first_kernel {self.first_kernel} must be odd")
+        if self.widening == "resampling" and self.decoder_layout != "vqgan":
+            raise ValueError("widening 'resampling' needs decoder_layout 'vqgan'")
         if self.norm == "group" and any(self.channels * m % self.norm_groups for m in self.multipliers):
             raise ValueError(
                 f"norm_groups {self.norm_groups} must divide channels {self.channels} times each multiplier"
@@ -82,6 +103,9 @@ class TransformerConfig(Strict):
     condition_vocabulary: int = Field(16384, ge=0)
     numbering: str = "local"
 
+    hide_absent: bool = True
+    """Landmarks that are not visible enter the PointMLP as (-1, -1, 0), wherever they are (A.2, Fig. 8). The authors'
+    released model takes them as they are given."""
     shared_vocabulary: bool = False
     """One table of embeddings for condition and target, of one codebook: copying a token from the condition is then
     learned once, not for each value. The paper's and the authors' models have two tables.

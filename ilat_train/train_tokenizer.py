@@ -31,23 +31,28 @@ def train_tokenizer(recipe: Recipe, data: TrainingData, options: RunOptions, ini
     """Runs the recipe's tokenizer stages and writes a checkpoint to ``options.folder``.
 
     Args:
-        initial: weights to start from instead of random ones; trained further in place.
+        initial: weights to start from instead of random ones; what a checkpoint's parameters do not depend on
+            (:attr:`TokenizerConfig.free`) is the recipe's.
 
     Raises:
-        InputError: ``initial`` has another configuration than the recipe's tokenizer; see also
+        InputError: ``initial`` has other parameters than the recipe's tokenizer; see also
             :func:`ilat_train.run.start` and :func:`ilat_train.run.resumed`.
         IlatError: a loss is not finite.
     """
     training = recipe.tokenizer_training
     config = {"tokenizer": recipe.tokenizer.model_dump(mode="json"), "training": training.model_dump(mode="json")}
     if initial is not None:
-        unlike = difference(initial.config.model_dump(mode="json"), config["tokenizer"], "tokenizer")
+        free = recipe.tokenizer.free
+        given, wanted = (values.model_dump(mode="json", exclude=free) for values in (initial.config, recipe.tokenizer))
+        unlike = difference(given, wanted, "tokenizer")
         if unlike:
             raise InputError(f"initial weights: {unlike} by the recipe")
     # The codebook takes no part before quantization starts, nor do the masks' own parameters before the masked stage.
     fabric = start(options, training.precision, unused=True)
     torch.manual_seed(options.seed)
-    bare = initial if initial is not None else TSVQGAN(recipe.tokenizer)
+    bare = TSVQGAN(recipe.tokenizer)
+    if initial is not None:
+        bare.load_state_dict(initial.state_dict())
     bare = bare.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     critic = PatchDiscriminator(training.discriminator_channels) if training.adversarial != "none" else None
     state = resumed(options, config)

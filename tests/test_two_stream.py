@@ -50,7 +50,7 @@ def test_equations_2_and_3(seed: int, share: float, shape: tuple[int, int, tuple
         layer: torch.nn.Module = TwoStreamConv2d(3, 5, kernel, stride, padding[0])
         convolution = layer
     else:
-        layer = Downsample(3, kernel)
+        layer = Downsample(3, 3, kernel)
         convolution = layer.conv
     expected = literal(x, mask, convolution.weight, convolution.bias, stride, padding)
     found = layer(x, MaskPyramid(mask))

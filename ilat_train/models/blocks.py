@@ -17,8 +17,8 @@ def normalization(config: TokenizerConfig, channels: int) -> Normalization | Pos
     if config.norm == "position":
         return PositionNormalization(channels)
     if config.norm == "instance":
-        return Normalization(channels, channels, affine=False, eps=1e-5)
-    return Normalization(channels, config.norm_groups)
+        return Normalization(channels, channels, affine=False, eps=1e-5, leaky=config.leaky)
+    return Normalization(channels, config.norm_groups, leaky=config.leaky)
 
 
 class ResidualBlock(nn.Module):
@@ -41,10 +41,11 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Single-head self-attention over positions; unmasked positions attend to unmasked ones only."""
+    """Single-head self-attention over positions; unmasked ones attend to unmasked ones only, unless it is leaky."""
 
     def __init__(self, config: TokenizerConfig, channels: int) -> None:
         super().__init__()
+        self.leaky = config.leaky
         self.norm = normalization(config, channels)
         self.query = nn.Conv2d(channels, channels, 1)
         self.key = nn.Conv2d(channels, channels, 1)
@@ -56,7 +57,7 @@ class AttentionBlock(nn.Module):
         h = self.norm(x, masks)
         query, key, value = (layer(h).flatten(2) for layer in (self.query, self.key, self.value))
         scores = query.transpose(1, 2) @ key * x.shape[1] ** -0.5
-        if masks is not None:
+        if masks is not None and not self.leaky:
             masked = masks.masked(x.shape[-1]).flatten(2)
             hidden = masked
             if masks.both_streams:

@@ -13,17 +13,17 @@ from .blocks import AttentionBlock, ResidualBlock, normalization
 class Upsample(nn.Module):
     """Doubles the resolution: nearest neighbour, then a convolution."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = nn.Conv2d(channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C, 2H, 2W)."""
+        """(B, C, H, W) to (B, C', 2H, 2W)."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Decoder(nn.Module):
-    """Features (B, latent_channels, g, g) to an image (B, 3, S, S), about [-1, 1]."""
+    """Features (B, latent_channels, g, g) to an image (B, in_channels, S, S), about [-1, 1]."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -36,20 +36,23 @@ class Decoder(nn.Module):
         layers.append(ResidualBlock(config, channels, channels))
         top, before = len(widths) - 1, config.decoder_layout == "table-3"
         for level in reversed(range(len(widths))):
-            for _ in range(config.res_blocks if before else config.res_blocks + 1):
+            blocks = config.res_blocks if before else config.res_blocks + 1
+            for _ in range(blocks if config.blocks(level) else 0):
                 layers.append(ResidualBlock(config, channels, widths[level]))
                 channels = widths[level]
                 if level == top and config.attention:
                     layers.append(AttentionBlock(config, channels))
             if level < top if before else level:
-                layers.append(Upsample(channels))
+                narrower = widths[level - 1] if config.widening == "resampling" else channels
+                layers.append(Upsample(channels, narrower))
+                channels = narrower
         self.layers = nn.ModuleList(layers)
         self.norm_out = normalization(config, channels)
         self.conv_out = nn.Conv2d(channels, config.in_channels, 3, padding=1)
         self.tanh = config.tanh
 
     def forward(self, z: Tensor) -> Tensor:
-        """(B, latent_channels, g, g) to (B, 3, S, S)."""
+        """(B, latent_channels, g, g) to (B, in_channels, S, S)."""
         h = self.conv_in(z)
         for layer in self.layers:
             h = layer(h)

@@ -12,23 +12,32 @@ from .two_stream import Downsample, TwoStreamConv2d
 
 
 class Encoder(nn.Module):
-    """Image (B, 3, S, S) in [-1, 1] to features (B, latent_channels, g, g)."""
+    """Image (B, in_channels, S, S) in [black, 1] to features (B, latent_channels, g, g)."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         widths = [config.channels * m for m in config.multipliers]
-        self.conv_in = TwoStreamConv2d(config.in_channels, widths[0], 3, padding=1)
+        kernel = config.first_kernel
+        self.conv_in = TwoStreamConv2d(
+            config.in_channels,
+            widths[0],
+            kernel,
+            padding=kernel // 2,
+            padding_mode="reflect" if kernel > 3 else "zeros",
+        )
         layers: list[nn.Module] = []
         channels = widths[0]
         for level, width in enumerate(widths):
             last = level == len(widths) - 1
-            for _ in range(config.res_blocks):
+            for _ in range(config.res_blocks if config.blocks(level) else 0):
                 layers.append(ResidualBlock(config, channels, width))
                 channels = width
                 if last and config.attention:
                     layers.append(AttentionBlock(config, channels))
             if not last:
-                layers.append(Downsample(channels, config.downsample_kernel))
+                wider = widths[level + 1] if config.widening == "resampling" else channels
+                layers.append(Downsample(channels, wider, config.downsample_kernel))
+                channels = wider
         layers.append(ResidualBlock(config, channels, channels))
         if config.attention:
             layers.append(AttentionBlock(config, channels))
@@ -38,7 +47,7 @@ class Encoder(nn.Module):
         self.conv_out = TwoStreamConv2d(channels, config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor, masks: MaskPyramid | None = None) -> Tensor:
-        """(B, 3, S, S) to (B, latent_channels, g, g)."""
+        """(B, in_channels, S, S) to (B, latent_channels, g, g)."""
         h = self.conv_in(x, masks)
         for layer in self.layers:
             h = layer(h, masks)

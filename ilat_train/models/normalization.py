@@ -18,17 +18,18 @@ class Normalization(nn.Module):
     Args:
         groups: number of groups; equal to ``channels`` for instance normalisation.
         affine: learn a gain and a bias a channel.
+        leaky: the plain normalisation, whatever the mask.
     """
 
-    def __init__(self, channels: int, groups: int, affine: bool = True, eps: float = 1e-6) -> None:
+    def __init__(self, channels: int, groups: int, affine: bool = True, eps: float = 1e-6, leaky: bool = False) -> None:
         super().__init__()
-        self.groups, self.eps = groups, eps
+        self.groups, self.eps, self.leaky = groups, eps, leaky
         self.weight = nn.Parameter(torch.ones(channels)) if affine else None
         self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
 
     def forward(self, x: Tensor, masks: MaskPyramid | None = None) -> Tensor:
         """(B, C, H, W) to the same."""
-        if masks is None:
+        if masks is None or self.leaky:
             return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
         known = masks.known(x.shape[-1])
         gain, offset = self._gain_and_offset(x, known)

@@ -22,9 +22,9 @@ class Quantizer(nn.Module):
             distance = (codebook**2).sum(1) - 2 * flat @ codebook.T
             return distance.argmin(2)
 
-    def lookup(self, tokens: Tensor, grid: int) -> Tensor:
-        """Indices (B, g*g) to codebook vectors (B, C, g, g)."""
-        return self.codebook[tokens].transpose(1, 2).unflatten(2, (grid, grid))
+    def lookup(self, tokens: Tensor, rows: int) -> Tensor:
+        """Indices (B, rows * columns) to codebook vectors (B, C, rows, columns)."""
+        return self.codebook[tokens].transpose(1, 2).unflatten(2, (rows, tokens.shape[1] // rows))
 
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Latent (B, C, g, g) to (quantized with straight-through gradient, tokens (B, g*g), and two losses).
@@ -33,7 +33,7 @@ class Quantizer(nn.Module):
         """
         latent = latent.float()
         tokens = self.nearest(latent)
-        quantized = self.lookup(tokens, latent.shape[-1])
+        quantized = self.lookup(tokens, latent.shape[-2])
         codebook_loss = ((quantized - latent.detach()) ** 2).mean(1, keepdim=True)
         commitment = ((quantized.detach() - latent) ** 2).mean(1, keepdim=True)
         return latent + (quantized - latent).detach(), tokens, codebook_loss, commitment

@@ -99,7 +99,7 @@ class LocalTransformer(nn.Module):
         self.pose = self.start_condition + 2
         self.embedding = nn.Parameter(torch.empty(self.pose + 1, config.width))
         self.position = nn.Parameter(torch.empty(config.layout.length, config.width))
-        self.point_mlp = PointMLP(config.width) if config.pose_tokens else None
+        self.point_mlp = PointMLP(config.width, config.hide_absent) if config.pose_tokens else None
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm1 = nn.LayerNorm(config.width)
@@ -143,13 +143,16 @@ class LocalTransformer(nn.Module):
         table = self.embedding[self.target_offset : self.target_offset + self.config.codebook_size]
         return F.linear(hidden, table, self.bias)
 
-    def sequence(self, condition: Tensor | None, pose: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor]:
+    def sequence(
+        self, condition: Tensor | None, pose: Tensor | None, target: Tensor, source_pose: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The whole sequence for training: tokens int64 (B, L) and landmarks (B, L, 3).
 
         Args:
             condition: int64 (B, n) tokens of the condition image; None when the model has none.
             pose: float (B, 13, 3) crop-relative landmarks of the target; None when the model has none.
             target: int64 (B, n) tokens of the target image.
+            source_pose: as ``pose``, of the condition image, for models with that block.
         """
         layout, batch = self.config.layout, target.shape[0]
         tokens = target.new_full((batch, layout.length), self.pose)
@@ -158,20 +161,28 @@ class LocalTransformer(nn.Module):
             at = layout.slice("condition")
             tokens[:, at.start] = self.start_condition
             tokens[:, at.start + 1 : at.stop] = condition
-        if pose is not None:
-            landmarks[:, layout.slice("pose")] = pose
+        for block, given in (("pose", pose), ("source_pose", source_pose)):
+            if given is not None:
+                landmarks[:, layout.slice(block)] = given
         at = layout.slice("target")
         tokens[:, at.start] = self.start_target
         tokens[:, at.start + 1 : at.stop] = target + self.target_offset
         return tokens, landmarks
 
-    def target_logits(self, condition: Tensor | None, pose: Tensor | None, target: Tensor, segment: Tensor) -> Tensor:
+    def target_logits(
+        self,
+        condition: Tensor | None,
+        pose: Tensor | None,
+        target: Tensor,
+        segment: Tensor,
+        source_pose: Tensor | None = None,
+    ) -> Tensor:
         """Logits (B, n, K): entry m predicts target token m, by one pass over the whole sequence (teacher forcing).
 
         Args:
             segment: int32 (B, L), the segment number of every token.
         """
-        tokens, landmarks = self.sequence(condition, pose, target)
+        tokens, landmarks = self.sequence(condition, pose, target, source_pose)
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         allowed = (segment[:, :, None] >= segment[:, None, :])[:, None]
         hidden = self(tokens, landmarks, positions, allowed)

@@ -25,7 +25,7 @@ class Reconstruction:
 
 
 class TSVQGAN(nn.Module):
-    """Images float (B, 3, S, S) in [-1, 1], RGB; pixel masks bool (B, 1, S, S), True where masked."""
+    """Images float (B, in_channels, S, S) in [black, 1], RGB; pixel masks bool (B, 1, S, S), True where masked."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -39,9 +39,10 @@ class TSVQGAN(nn.Module):
     def encode(self, image: Tensor, mask: Tensor | None = None, both_streams: bool = True) -> Tensor:
         """The latent ẑ (B, codebook_channels, g, g).
 
-        Unmasked positions do not depend on masked pixels at all. ``both_streams`` False leaves the masked positions
-        meaningless at half the cost.
+        Unmasked positions do not depend on masked pixels at all, unless the model is leaky. ``both_streams`` False
+        leaves the masked positions meaningless at half the cost; a leaky model needs both streams always.
         """
+        both_streams = both_streams or self.config.leaky
         masks = MaskPyramid(mask, both_streams) if mask is not None and self.config.two_stream else None
         return self.to_codebook(self.encoder(image, masks)).float()
 
@@ -50,7 +51,7 @@ class TSVQGAN(nn.Module):
         return MaskPyramid(mask).masked(self.config.grid)
 
     def decode(self, latent: Tensor) -> Tensor:
-        """D: (B, codebook_channels, g, g) to an image (B, 3, S, S), about [-1, 1]."""
+        """D: (B, codebook_channels, g, g) to an image (B, in_channels, S, S), about [-1, 1]."""
         return self.decoder(self.from_codebook(latent))
 
     def decode_mixed(self, latent: Tensor, tokens: Tensor, token_mask: Tensor) -> Tensor:

@@ -33,15 +33,15 @@ class TwoStreamConv2d(nn.Conv2d):
 class Downsample(nn.Module):
     """Halves the resolution by a two-stream convolution: kernel 3 (VQGAN) or 4 (the authors' face model)."""
 
-    def __init__(self, channels: int, kernel: int) -> None:
+    def __init__(self, channels: int, out_channels: int, kernel: int) -> None:
         super().__init__()
         # Kernel 3 reads one pixel beyond the right and bottom edge, kernel 4 one beyond each edge.
         self.pad = (0, 1, 0, 1) if kernel == 3 else (1, 1, 1, 1)
-        self.conv = _PaddedConv2d(channels, channels, kernel, stride=2)
+        self.conv = _PaddedConv2d(channels, out_channels, kernel, stride=2)
         self.conv.pad = self.pad
 
     def forward(self, x: Tensor, masks: MaskPyramid | None = None) -> Tensor:
-        """(B, C, H, W) to (B, C, H/2, W/2)."""
+        """(B, C, H, W) to (B, C', H/2, W/2)."""
         return self.conv(x, masks)
 
 
