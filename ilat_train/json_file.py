@@ -22,5 +22,5 @@ def read_json(file: Path, expected: str = "") -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{file}: no such file{expected and f'; expected {expected}'}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file}: not a JSON file ({error})") from None

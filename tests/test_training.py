@@ -352,9 +352,10 @@ def test_not_a_checkpoint(saved: Path) -> None:
     (saved / "config.json").write_text("[]")
     with pytest.raises(InputError, match="format: expected"):
         ilat_train.load(saved)
-    (saved / "config.json").write_text("{")
-    with pytest.raises(InputError, match="not a JSON file"):
-        ilat_train.load(saved)
+    for damaged in ("{", "[" * 200_000):
+        (saved / "config.json").write_text(damaged)
+        with pytest.raises(InputError, match="not a JSON file"):
+            ilat_train.load(saved)
     shutil.rmtree(saved)
     with pytest.raises(InputError, match="expected a checkpoint folder"):
         ilat_train.load(saved)
