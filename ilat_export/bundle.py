@@ -1,4 +1,4 @@
-"""Trained models to a bundle: three verified graphs and the manifest."""
+"""Trained models to a bundle: verified graphs and the manifest."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
+from torch import nn
 
 from ilat_runtime import __version__, manifest
 from ilat_runtime.errors import InputError, OutputError
 from ilat_runtime.joints import JOINTS
+from ilat_train.config import TokenizerConfig, TransformerConfig
 from ilat_train.models import TSVQGAN, LocalTransformer
 
-from .graphs import DecoderGraph, EncoderGraph, TransformerGraph
+from .graphs import DecoderGraph, EncoderGraph, SketchEncoderGraph, SketchGraph, TransformerGraph
 from .to_onnx import OPSET, round_to_half, save, store_half, to_onnx
 from .verify import Sample, Tolerance, Verification, random_sample, verify
 
@@ -28,11 +30,23 @@ broadcast to q and K.
 """
 SPARE_SLOTS = 8
 """Of the cache, beyond the sequence: rows of padding in a batch need a slot too."""
-STAGES = ("encoder", "transformer", "decoder", "verification")
-"""What an export does, in order."""
+
+Kind = Literal["pose", "sketch", "none"]
 
 Progress = Callable[[str, int], None]
 """Called with the stage that begins and the number of stages that are done; at the end with ``"done"``."""
+
+
+def kind_of(config: TransformerConfig) -> Kind:
+    """What conditions the edits of a transformer besides the image."""
+    if "pose" in config.blocks:
+        return "pose"
+    return "sketch" if "condition" in config.blocks else "none"
+
+
+def stages(sketched: bool) -> tuple[str, ...]:
+    """What an export does, in order; ``sketched`` for bundles of kind ``sketch``."""
+    return ("encoder", "transformer", "decoder", *(("sketch",) if sketched else ()), "verification")
 
 
 @dataclass(frozen=True)
@@ -47,11 +61,17 @@ class Facts:
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
-def describe(tokenizer: TSVQGAN, transformer: LocalTransformer, facts: Facts, weights: str) -> manifest.Manifest:
+def describe(
+    tokenizer: TSVQGAN,
+    transformer: LocalTransformer,
+    facts: Facts,
+    weights: str,
+    sketch_tokenizer: TSVQGAN | None = None,
+) -> manifest.Manifest:
     """The manifest but for what is measured: its files' sizes and sha256 and its verification.
 
     Raises:
-        InputError: the two models do not belong together.
+        InputError: the models do not belong together.
         BundleError: they are of a kind that no runtime edits with, or the facts are not what a manifest takes.
     """
     image, sequence = tokenizer.config, transformer.config
@@ -60,10 +80,8 @@ def describe(tokenizer: TSVQGAN, transformer: LocalTransformer, facts: Facts, we
             f"transformer: {sequence.image_tokens} tokens of {sequence.codebook_size} values, but the tokenizer makes "
             f"{image.grid**2} of {image.codebook_size}"
         )
-    if "pose" in sequence.blocks:
-        kind: Literal["pose", "sketch", "none"] = "pose"
-    else:
-        kind = "sketch" if "condition" in sequence.blocks else "none"
+    kind = kind_of(sequence)
+    _check_sketches(kind, image, sequence, sketch_tokenizer)
     graph = manifest.Graph(file="-", opset=OPSET, inputs={}, outputs={})
     description = manifest.Manifest.model_construct(
         format="ilat-bundle",
@@ -110,6 +128,26 @@ def describe(tokenizer: TSVQGAN, transformer: LocalTransformer, facts: Facts, we
     return manifest.parse_manifest(description.model_dump_json(), "the bundle's manifest")
 
 
+def _check_sketches(
+    kind: str, image: TokenizerConfig, sequence: TransformerConfig, sketch_tokenizer: TSVQGAN | None
+) -> None:
+    """Raises InputError unless there is a tokenizer of sketches just where the transformer wants its tokens."""
+    if kind != "sketch":
+        if sketch_tokenizer is not None:
+            raise InputError(f"sketch tokenizer: a transformer of kind {kind!r} takes no sketch")
+        return
+    if sketch_tokenizer is None:
+        raise InputError("sketch tokenizer: missing, the transformer's condition is a sketch")
+    lines = sketch_tokenizer.config
+    if lines.in_channels != 1:
+        raise InputError(f"sketch tokenizer: in_channels {lines.in_channels}, expected 1: grey lines")
+    if lines.grid != image.grid or lines.codebook_size != sequence.condition_vocabulary:
+        raise InputError(
+            f"sketch tokenizer: {lines.grid**2} tokens of {lines.codebook_size} values, but the transformer takes "
+            f"{image.grid**2} of {sequence.condition_vocabulary}"
+        )
+
+
 def check_destination(out: Path, force: bool) -> None:
     """Checks, before the work is done, that the bundle folder ``out`` can be written.
 
@@ -130,6 +168,7 @@ def export_bundle(
     out: Path,
     facts: Facts,
     *,
+    sketch_tokenizer: TSVQGAN | None = None,
     weights: Literal["float16", "float32"] = "float16",
     samples: list[Sample] | None = None,
     tolerance: Tolerance | None = None,
@@ -139,9 +178,10 @@ def export_bundle(
     """Writes the bundle folder ``out``, complete and verified or not at all.
 
     Args:
+        sketch_tokenizer: of the condition, where that is a sketch.
         weights: how weights are stored; the arithmetic is float32 either way. ``float16`` halves the files.
         samples: real inputs to verify the graphs on, besides random ones.
-        progress: called as each of :data:`STAGES` begins.
+        progress: called as each of :func:`stages` begins.
 
     Raises:
         InputError: the models do not belong together.
@@ -156,15 +196,20 @@ def export_bundle(
 
     check_destination(out, force)
     tokenizer, transformer = copy.deepcopy(tokenizer).eval(), copy.deepcopy(transformer).eval()
+    sketch_tokenizer = copy.deepcopy(sketch_tokenizer)
     if weights == "float16":
-        round_to_half(tokenizer)
-        round_to_half(transformer)
-    description = describe(tokenizer, transformer, facts, weights)
-    modules = {
+        for model in (tokenizer, transformer, sketch_tokenizer):
+            if model is not None:
+                round_to_half(model)
+    description = describe(tokenizer, transformer, facts, weights, sketch_tokenizer)
+    modules: dict[str, nn.Module] = {
         "encoder": EncoderGraph(tokenizer),
         "transformer": TransformerGraph(transformer),
         "decoder": DecoderGraph(tokenizer),
     }
+    if sketch_tokenizer is not None:
+        modules["encoder"] = SketchEncoderGraph(tokenizer, sketch_tokenizer.eval())
+        modules["sketch"] = SketchGraph(description.image_size)
     folder = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -173,10 +218,10 @@ def export_bundle(
         for done, (name, module) in enumerate(modules.items()):
             report(name, done)
             graph: manifest.Graph = getattr(description.graphs, name)
-            model = to_onnx(module, graph.inputs, graph.outputs, EXAMPLE | {"v": description.codebook_size})
-            save(store_half(model) if weights == "float16" else model, folder / graph.file)
+            graph_model = to_onnx(module, graph.inputs, graph.outputs, EXAMPLE | {"v": description.codebook_size})
+            save(store_half(graph_model) if weights == "float16" else graph_model, folder / graph.file)
             files[graph.file] = manifest.file_record(folder / graph.file)
-        report(STAGES[-1], len(modules))
+        report("verification", len(modules))
         complete = description.model_copy(update={"files": files})
         random = [random_sample(complete, np.random.default_rng(seed)) for seed in range(2)]
         found = verify(folder, complete, modules, random, samples or [], tolerance or Tolerance())
@@ -189,7 +234,7 @@ def export_bundle(
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
-    report("done", len(STAGES))
+    report("done", len(modules) + 1)
     return found
 
 

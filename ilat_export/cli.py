@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from .verify import Sample, Verification
 
 PARTS = ("tokenizer", "transformer")
+SKETCH_TOKENIZER = "sketch-tokenizer"
+"""The third part of a run whose condition is a sketch."""
 HELD_OUT = 8
 """Held-out pairs that the graphs are verified on."""
 
@@ -45,7 +47,12 @@ def build_parser() -> Parser:
         "and real inputs; a bundle that misses its tolerance is not written.",
     )
     add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT_DIR", help="a run's folder, with tokenizer/ and transformer/")
+    add(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT_DIR",
+        help="a run's folder, with tokenizer/ and transformer/, and sketch-tokenizer/ where the condition is a sketch",
+    )
     add("--out", type=Path, required=True, metavar="BUNDLE", help="the bundle's folder")
     add("--name", metavar="TEXT", help="the model's name; default: that of --out")
     add(
@@ -76,14 +83,23 @@ def export(args: argparse.Namespace) -> int:
     begun = time.perf_counter()
     from ilat_train.checkpoint import load_tokenizer, load_transformer
 
-    from .bundle import STAGES, Facts, check_destination, export_bundle
+    from .bundle import Facts, check_destination, export_bundle, kind_of, stages
     from .facts import read_facts
 
     check_destination(args.out, args.force)
     facts = read_facts(args.checkpoint / PARTS[0], args.checkpoint / PARTS[1])
     tokenizer = load_tokenizer(args.checkpoint / PARTS[0])
     transformer = load_transformer(args.checkpoint / PARTS[1])
-    posed = "pose" in transformer.config.blocks
+    kind = kind_of(transformer.config)
+    sketch_tokenizer = None
+    if kind == "sketch":
+        if not (args.checkpoint / SKETCH_TOKENIZER / "config.json").is_file():
+            raise InputError(
+                f"{args.checkpoint / SKETCH_TOKENIZER}: missing, the transformer's condition is a sketch; "
+                "`ilat-train transformer --sketch-tokenizer` puts it there"
+            )
+        sketch_tokenizer = load_tokenizer(args.checkpoint / SKETCH_TOKENIZER)
+    posed = kind == "pose"
     if posed:
         for key in facts.assumed:
             _say(args, f"{args.checkpoint / PARTS[1]}: facts.data.{key} is missing, {getattr(facts, key):g} is assumed")
@@ -97,7 +113,8 @@ def export(args: argparse.Namespace) -> int:
         dilation=facts.dilation,
         provenance=facts.provenance,
     )
-    with tqdm(total=len(STAGES), unit="stage", disable=None if shows_progress(args) else True, leave=False) as bar:
+    total = len(stages(kind == "sketch"))
+    with tqdm(total=total, unit="stage", disable=None if shows_progress(args) else True, leave=False) as bar:
 
         def progress(stage: str, done: int) -> None:
             bar.set_description(stage)
@@ -108,6 +125,7 @@ def export(args: argparse.Namespace) -> int:
             transformer,
             args.out,
             described,
+            sketch_tokenizer=sketch_tokenizer,
             weights=args.weights,
             samples=samples,
             force=args.force,
@@ -164,6 +182,8 @@ def _report(args: argparse.Namespace, found: Verification, source: str, posed: b
         },
         "decoder": {"largest_error": found.image_error, "of": "levels of 255", "equal_tokens": None},
     }
+    if found.sketch_pixels is not None:
+        graphs["sketch"] = {"largest_error": 1 - found.sketch_pixels, "of": "pixels", "equal_tokens": None}
     for name, row in graphs.items():
         row["bytes"] = (args.out / f"{name}.onnx").stat().st_size
     total = size(args.out)

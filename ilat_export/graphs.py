@@ -1,4 +1,4 @@
-"""The three graphs of a bundle: thin wrappers around the unmodified models. Arithmetic lives here, control flow in the
+"""The graphs of a bundle: thin wrappers around the unmodified models. Arithmetic lives here, control flow in the
 runtime.
 
 What is uint8 is converted first on the way in and last on the way out: TensorRT does nothing else with that type.
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ilat_train.models import TSVQGAN, LocalTransformer
 from ilat_train.models.resize import covered, resize
 from ilat_train.models.skeleton_mask import skeleton_mask
+from ilat_train.models.xdog import XDoG
 
 
 class EncoderGraph(nn.Module):
@@ -50,6 +51,41 @@ class EncoderGraph(nn.Module):
         latent = self.tokenizer.encode(pixels, masked, both_streams=False)
         tokens = self.tokenizer.quantizer.nearest(latent)
         return latent, tokens, self.tokenizer.token_mask(masked).flatten(1), edited[:, 0].float().to(torch.uint8)
+
+
+class SketchEncoderGraph(EncoderGraph):
+    """The encoder of kind ``sketch``: also the sketch's tokens, the condition (Sec. 3.3)."""
+
+    def __init__(self, tokenizer: TSVQGAN, sketch_tokenizer: TSVQGAN) -> None:
+        super().__init__(tokenizer)
+        self.sketch_tokenizer = sketch_tokenizer
+
+    def forward(self, image: Tensor, mask: Tensor, sketch: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """See docs/bundle.md, ``encoder``.
+
+        Args:
+            image, mask: as of :class:`EncoderGraph`.
+            sketch: uint8 (B, h, w), dark lines on white.
+
+        Returns:
+            As :class:`EncoderGraph`, and the sketch's tokens int64 (B, n).
+        """
+        size = self.sketch_tokenizer.config.image_size
+        lines = resize(sketch.float()[:, None], (size, size)) / 127.5 - 1
+        condition = self.sketch_tokenizer.quantizer.nearest(self.sketch_tokenizer.encode(lines))
+        return *super().forward(image, mask), condition
+
+
+class SketchGraph(nn.Module):
+    """A sketch from the crop of an image, by XDoG."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.xdog = XDoG(size)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """uint8 (B, h, w, 3) RGB to uint8 (B, h, w), dark lines on white; see docs/bundle.md, ``sketch``."""
+        return self.xdog(image.float().permute(0, 3, 1, 2))[:, 0].round().to(torch.uint8)
 
 
 class DecoderGraph(nn.Module):
@@ -182,4 +218,4 @@ class TransformerGraph(nn.Module):
         return token, log_probability, *cache.present
 
 
-__all__ = ["DecoderGraph", "EncoderGraph", "TransformerGraph", "sample"]
+__all__ = ["DecoderGraph", "EncoderGraph", "SketchEncoderGraph", "SketchGraph", "TransformerGraph", "sample"]

@@ -32,17 +32,18 @@ class VerificationError(IlatError):
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a bundle must meet: absolute errors, the share of equal tokens, and levels of 255 in the image."""
+    """What a bundle must meet: absolute errors, shares of equal tokens and pixels, and levels of 255 in the image."""
 
     latent: float = 1e-3
     log_probability: float = 1e-3
     tokens: float = 0.999
     image: int = 1
+    pixels: float = 0.999
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Inputs of one edit.
+    """Inputs of one edit. The sketch of an edit that takes one is drawn from the image.
 
     Attributes:
         image: uint8 (h, w, 3) RGB, a square crop.
@@ -62,7 +63,9 @@ class Verification:
     """The largest errors against PyTorch and the shares of equal tokens.
 
     ``encoder_tokens`` are the tokens at unmasked positions; ``decoded_tokens`` those generated step by step from the
-    cache by ONNX Runtime, against the argmax of PyTorch's one masked forward pass over the finished sequence.
+    cache by ONNX Runtime, against the argmax of PyTorch's one masked forward pass over the finished sequence. Of kind
+    ``sketch`` only: ``condition_tokens`` are the sketches', ``sketch_pixels`` the share of a sketch's pixels that
+    differ by one level of 255 at most (one that meets XDoG's steep threshold may differ by more).
     """
 
     random_inputs: int
@@ -72,13 +75,17 @@ class Verification:
     image_error: int
     encoder_tokens: float
     decoded_tokens: float
+    condition_tokens: float | None = None
+    sketch_pixels: float | None = None
 
     def record(self) -> dict[str, Any]:
         """As it stands in the manifest."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def check(self, tolerance: Tolerance) -> None:
         """Raises VerificationError naming the first number that misses its tolerance."""
+        condition = 1.0 if self.condition_tokens is None else self.condition_tokens
+        pixels = 1.0 if self.sketch_pixels is None else self.sketch_pixels
         for name, value, bound, holds in (
             ("encoder: latent error", self.latent_error, tolerance.latent, self.latent_error <= tolerance.latent),
             (
@@ -100,6 +107,8 @@ class Verification:
                 self.decoded_tokens >= tolerance.tokens,
             ),
             ("decoder: image error in levels", self.image_error, tolerance.image, self.image_error <= tolerance.image),
+            ("encoder: share of equal condition tokens", condition, tolerance.tokens, condition >= tolerance.tokens),
+            ("sketch: share of equal pixels", pixels, tolerance.pixels, pixels >= tolerance.pixels),
         ):
             if not holds:
                 raise VerificationError(f"{name} is {value:.3g}, the tolerance is {bound:.3g}; no bundle was written")
@@ -131,19 +140,16 @@ def verify(
         VerificationError: the tolerance is missed.
     """
     backend = choose("onnxruntime").backend
-    records = manifest.graphs
-    graphs = {
-        name: backend.load(folder / record.file, record)
-        for name, record in (
-            ("encoder", records.encoder),
-            ("transformer", records.transformer),
-            ("decoder", records.decoder),
-        )
-    }
+    graphs = {name: backend.load(folder / record.file, record) for name, record in manifest.graphs.by_name.items()}
     latent_errors, log_errors, image_errors = [0.0], [0.0], [0]
-    encoder_equal, decoded_equal = [], []
+    encoder_equal, decoded_equal, condition_equal, sketch_equal = [], [], [], []
     for sample in (*random, *real):
         inputs = _encoder_inputs(manifest, sample)
+        if "sketch" in graphs:
+            photograph = {"image": inputs["image"]}
+            inputs |= graphs["sketch"].run(photograph)
+            drawn = _torch(modules["sketch"], photograph, ["sketch"])["sketch"]
+            sketch_equal.append((np.abs(inputs["sketch"].astype(int) - drawn) <= 1).ravel())
         found = graphs["encoder"].run(inputs)
         expected = _torch(modules["encoder"], inputs, list(found))
         known = ~expected["token_mask"][0]
@@ -153,6 +159,8 @@ def verify(
         encoder_equal.append(found["tokens"][0][known] == expected["tokens"][0][known])
         if not (np.array_equal(found["token_mask"], expected["token_mask"]) and _near(found, expected, "edit_mask")):
             raise VerificationError("encoder: the masks differ from PyTorch's; no bundle was written")
+        if "condition" in found:
+            condition_equal.append(found["condition"][0] == expected["condition"][0])
 
         equal, error, finished = _decoded(manifest, graphs, modules["transformer"], sample, found)
         decoded_equal.append(equal)
@@ -178,6 +186,8 @@ def verify(
         image_error=max(image_errors),
         encoder_tokens=_share(encoder_equal),
         decoded_tokens=_share(decoded_equal),
+        condition_tokens=_share(condition_equal) if condition_equal else None,
+        sketch_pixels=_share(sketch_equal) if sketch_equal else None,
     )
     result.check(tolerance)
     return result
@@ -210,7 +220,9 @@ def _decoded(
     posed = manifest.kind == "pose"
     unmasked = Sample(sample.image, np.zeros_like(sample.mask), np.zeros_like(sample.poses), 0.0)
     condition = None
-    if "condition" in manifest.layout:
+    if manifest.kind == "sketch":
+        condition = encoded["condition"][0]
+    elif "condition" in manifest.layout:
         condition = graphs["encoder"].run(_encoder_inputs(manifest, unmasked))["tokens"][0]
     plan = decode_plan(manifest.sequence, encoded["token_mask"][0], manifest.numbering)
     pose = sample.poses[1] if posed else None

@@ -15,7 +15,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, NoReturn, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_serializer
 
 from . import __version__
 from .errors import BundleError, InputError
@@ -70,11 +70,22 @@ class Graph(_Strict):
 
 
 class Graphs(_Strict):
-    """The three graphs of every bundle."""
+    """The three graphs of every bundle, and ``sketch``, which draws one from an image, for kind ``sketch`` only."""
 
     encoder: Graph
     transformer: Graph
     decoder: Graph
+    sketch: Graph | None = None
+
+    @property
+    def by_name(self) -> dict[str, Graph]:
+        """The graphs that there are."""
+        graphs = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: graph for name, graph in graphs.items() if graph is not None}
+
+    @model_serializer
+    def _present(self) -> dict[str, Graph]:
+        return self.by_name
 
 
 class FileRecord(_Strict):
@@ -174,6 +185,10 @@ def signatures(manifest: Manifest) -> dict[str, tuple[dict[str, Tensor], dict[st
     if manifest.kind == "pose":
         encoder_inputs |= {"poses": tensor("float32", "B", "P", len(JOINTS), 3), "radius": tensor("float32", "B")}
     encoder_outputs = {"latent": latent, "tokens": image_tokens, "token_mask": token_mask, "edit_mask": edit_mask}
+    sketch = tensor("uint8", "B", "h", "w")
+    if manifest.kind == "sketch":
+        encoder_inputs["sketch"] = sketch
+        encoder_outputs["condition"] = image_tokens
 
     row = tensor("int64", "B", "q")
     transformer_inputs = {
@@ -203,12 +218,13 @@ def signatures(manifest: Manifest) -> dict[str, tuple[dict[str, Tensor], dict[st
         "edit_mask": edit_mask,
         "blend": tensor("bool", 1),
     }
-    return {
+    result = {
         "encoder": (encoder_inputs, encoder_outputs),
         "transformer": (transformer_inputs, transformer_outputs),
         # Not "image": a graph's output cannot have the name of an input.
         "decoder": (decoder_inputs, {"edited": image}),
     }
+    return result | ({"sketch": ({"image": image}, {"sketch": sketch})} if manifest.kind == "sketch" else {})
 
 
 def difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> tuple[str, str] | None:
@@ -268,6 +284,12 @@ def check(manifest: Manifest, where: str = FILE_NAME) -> None:
         f"{manifest.cache_capacity} is too small for the layout's {length} tokens",
     )
     _check_vocabulary(manifest, require)
+    sketched = manifest.kind == "sketch"
+    require(
+        (manifest.graphs.sketch is not None) == sketched,
+        "graphs.sketch",
+        f"is {'missing' if sketched else 'not a graph'} for kind {manifest.kind!r}",
+    )
     for name, (inputs, outputs) in signatures(manifest).items():
         graph: Graph = getattr(manifest.graphs, name)
         require(graph.file in manifest.files, f"graphs.{name}.file", f"{graph.file!r} is not listed under 'files'")

@@ -26,10 +26,10 @@ def first_cells(section: str) -> list[str]:
     return [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
 
 
-def example(layers: int = 3) -> Manifest:
+def example(layers: int = 3, kind: str = "pose") -> Manifest:
     """A manifest good enough to ask for its graphs' signatures."""
     return Manifest.model_construct(
-        kind="pose", image_size=64, factor=16, latent_channels=8, joints=JOINTS, layout=("condition", "pose", "target"),
+        kind=kind, image_size=64, factor=16, latent_channels=8, joints=JOINTS, layout=("condition", "pose", "target"),
         cache_capacity=64, layers=layers, heads=2, head_size=4,
     )  # fmt: skip
 
@@ -38,10 +38,15 @@ def test_every_key_of_the_manifest_is_documented() -> None:
     assert set(first_cells("manifest.json")) == set(Manifest.model_fields)
 
 
-@pytest.mark.parametrize("graph", ["encoder", "transformer", "decoder"])
+@pytest.mark.parametrize("graph", ["encoder", "transformer", "decoder", "sketch"])
 def test_every_tensor_is_documented(graph: str) -> None:
     layers = 3
-    inputs, outputs = signatures(example(layers))[graph]
+    tables: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    # One kind after the other: what only the later one has comes after what both have.
+    for kind in ("pose", "sketch"):
+        for table, tensors in zip(tables, signatures(example(layers, kind)).get(graph, ({}, {})), strict=True):
+            table.update(tensors)
+    inputs, outputs = tables
     # The cache is written as its first and last tensor.
     ends = {name.format(end) for name in ("past_key_{}", "present_key_{}") for end in (0,)} | {
         f"{time}_value_{layers - 1}" for time in ("past", "present")

@@ -18,7 +18,7 @@ from editing import standing
 from exporting import GRAPHS, MODULES, disturb, graphs, models, reuse_graphs
 
 from ilat_export import bundle as bundle_module
-from ilat_export.bundle import STAGES, Facts, check_destination, describe, export_bundle, size
+from ilat_export.bundle import Facts, check_destination, describe, export_bundle, size, stages
 from ilat_export.graphs import DecoderGraph, EncoderGraph, TransformerGraph, sample
 from ilat_export.to_onnx import round_to_half, save, store_half, to_onnx
 from ilat_export.verify import Tolerance, VerificationError
@@ -490,13 +490,13 @@ def reused(monkeypatch: pytest.MonkeyPatch, pose_bundle: Path) -> Path:
 
 
 def test_a_bundle_is_complete(reused: Path, pair: tuple[TSVQGAN, LocalTransformer], tmp_path: Path) -> None:
-    stages: list[tuple[str, int]] = []
+    reported: list[tuple[str, int]] = []
     facts = Facts("mine", "CC0", "its own", margin=1.5, dilation=0.2, provenance={"steps": 3})
     found = export_bundle(
-        *pair, tmp_path / "deep/er/b", facts, progress=lambda stage, done: stages.append((stage, done))
+        *pair, tmp_path / "deep/er/b", facts, progress=lambda stage, done: reported.append((stage, done))
     )
     out = tmp_path / "deep/er/b"
-    assert stages == [*((stage, index) for index, stage in enumerate(STAGES)), ("done", len(STAGES))]
+    assert reported == [*((stage, index) for index, stage in enumerate(stages(False))), ("done", 4)]
     assert sorted(file.name for file in out.iterdir()) == [
         "decoder.onnx",
         "encoder.onnx",

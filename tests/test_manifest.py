@@ -269,6 +269,28 @@ def test_contradictions(path: str, value: Any, message: str) -> None:
     assert f"manifest.json: {message}" in str(caught.value)
 
 
+def test_a_sketch_bundle_has_a_graph_more() -> None:
+    """Breaks when the fourth graph or its tensors are optional for kind sketch, or allowed for another."""
+    values = plain("sketch")
+    encoder = parse(values).graphs.encoder
+    assert encoder.inputs["sketch"].shape == ("B", "h", "w")
+    assert encoder.outputs["condition"].shape == ("B", 16)
+    for kind, message in (
+        ("sketch", "graphs.sketch: is missing for kind 'sketch'"),
+        ("none", "graphs.sketch: is not a"),
+    ):
+        wrong = plain(kind)
+        if kind == "sketch":
+            del wrong["graphs"]["sketch"]
+        else:
+            wrong["graphs"]["sketch"] = values["graphs"]["sketch"]
+        with pytest.raises(BundleError, match=message):
+            parse(wrong)
+    del values["graphs"]["encoder"]["inputs"]["sketch"]
+    with pytest.raises(BundleError, match=r"graphs\.encoder\.inputs\.sketch: is missing"):
+        parse(values)
+
+
 # --- paths ---
 
 BAD_PATHS = [

@@ -89,7 +89,7 @@ def _bundle(folder: Path) -> dict[str, Any]:
     manifest = load_manifest(folder)
     verify_files(folder, manifest)
     backend = choose("auto").backend
-    for graph in (manifest.graphs.encoder, manifest.graphs.transformer, manifest.graphs.decoder):
+    for graph in manifest.graphs.by_name.values():
         backend.load(folder / graph.file, graph)
     return {
         "path": str(folder),
