@@ -24,13 +24,13 @@ def normalization(config: TokenizerConfig, channels: int) -> Normalization | Pos
 class ResidualBlock(nn.Module):
     """Norm, swish, convolution, twice, added to the input (through a 1x1 convolution where the width changes)."""
 
-    def __init__(self, config: TokenizerConfig, channels: int, out_channels: int) -> None:
+    def __init__(self, config: TokenizerConfig, channels: int, out_channels: int, kernel: int = 3) -> None:
         super().__init__()
         self.norm1 = normalization(config, channels)
-        self.conv1 = TwoStreamConv2d(channels, out_channels, 3, padding=1)
+        self.conv1 = TwoStreamConv2d(channels, out_channels, kernel, padding=kernel // 2)
         self.norm2 = normalization(config, out_channels)
         self.dropout = nn.Dropout(config.dropout)
-        self.conv2 = TwoStreamConv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = TwoStreamConv2d(out_channels, out_channels, kernel, padding=kernel // 2)
         self.shortcut = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, masks: MaskPyramid | None = None) -> Tensor:
