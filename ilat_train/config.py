@@ -41,8 +41,8 @@ class TokenizerConfig(Strict):
     first_kernel: int = Field(3, ge=1)
     """Side of the first convolution, odd; one larger than 3 is padded by reflection (the authors' sketch tokenizer)."""
     last_kernel: Literal[1, 3] = 3
-    """Side of the encoder's convolutions at the latent's resolution. 1 is not the paper's: a token then depends on little
-    more than its own pixels, and stays the same when something moves nearby."""
+    """Side of the encoder's convolutions at the latent's resolution. 1 is not the paper's: a token then depends on
+    little more than its own pixels, and stays the same when something moves nearby."""
     widening: Literal["blocks", "resampling"] = "blocks"
     """What changes the width between resolutions: the next residual block, or the convolution that resamples; then the
     full resolution has no residual blocks (the authors' sketch tokenizer)."""
