@@ -198,6 +198,19 @@ def test_a_mask_concerns_its_own_image_only(tokenizer: TSVQGAN) -> None:
             torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-3, atol=1e-4)
 
 
+def test_the_demo_s_tokens_are_local() -> None:
+    """Breaks when anything in the demo's encoder (a norm, attention, a wide kernel) reaches beyond three tokens."""
+    tokenizer = model(PRESETS["pose-demo"].model_copy(update={"image_size": 128}))
+    torch.manual_seed(2)
+    image = torch.rand(1, 3, 128, 128) * 2 - 1
+    changed = image.clone()
+    changed[..., 64:] = torch.randn(1, 3, 128, 64) * 100
+    with torch.inference_mode():
+        found, other = tokenizer.encode(image), tokenizer.encode(changed)
+    assert torch.equal(bits(found[..., :5]), bits(other[..., :5]))
+    assert not torch.equal(found[..., 7], other[..., 7])
+
+
 # --- the parts that leak by statistics ---
 
 
