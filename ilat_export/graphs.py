@@ -71,7 +71,8 @@ class SketchEncoderGraph(EncoderGraph):
             As :class:`EncoderGraph`, and the sketch's tokens int64 (B, n).
         """
         size = self.sketch_tokenizer.config.image_size
-        lines = resize(sketch.float()[:, None], (size, size)) / 127.5 - 1
+        black = self.sketch_tokenizer.config.black
+        lines = resize(sketch.float()[:, None], (size, size)) * ((1 - black) / 255) + black
         condition = self.sketch_tokenizer.quantizer.nearest(self.sketch_tokenizer.encode(lines))
         return *super().forward(image, mask), condition
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .errors import OutputError as OutputError
     from .image_file import read_image as read_image
     from .image_file import read_mask as read_mask
+    from .image_file import read_sketch as read_sketch
     from .image_file import write_image as write_image
     from .joints import JOINTS as JOINTS
     from .pose_file import read_poses as read_poses
@@ -43,6 +44,7 @@ _HOME = {
     "OutputError": "errors",
     "read_image": "image_file",
     "read_mask": "image_file",
+    "read_sketch": "image_file",
     "write_image": "image_file",
     "JOINTS": "joints",
     "read_poses": "pose_file",

@@ -39,6 +39,19 @@ def checked_mask(mask: Any, image: ByteArray, name: str = "mask") -> BoolArray:
     return mask
 
 
+def checked_sketch(sketch: Any, image: ByteArray, name: str = "sketch") -> ByteArray:
+    """``sketch`` if it is uint8 HW of the image's size; raises InputError otherwise."""
+    expected = image.shape[:2]
+    if not isinstance(sketch, np.ndarray) or sketch.dtype != np.uint8 or sketch.ndim != 2:
+        raise InputError(
+            f"{name}: {_found(sketch)}, expected uint8 HW: a numpy array of shape {expected}, 0 where there is a line, "
+            "255 elsewhere"
+        )
+    if sketch.shape != expected:
+        raise InputError(f"{name}: height and width {sketch.shape}, expected {expected} as the image")
+    return sketch
+
+
 def checked_pose(pose: Any, image: ByteArray, name: str = "pose") -> FloatArray:
     """``pose`` as float32 (13, 3): x, y in pixels of the image and visibility 0 or 1.
 

@@ -98,6 +98,23 @@ def read_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None)
     return mask
 
 
+def read_sketch(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> ByteArray:
+    """Read a line drawing as uint8 HW: dark lines (0) on white (255).
+
+    Args:
+        size: (width, height) in pixels of the image that the sketch belongs to.
+
+    Raises:
+        InputError: as :func:`read_image`; the size is not ``size``.
+    """
+    grey = _decoded(Path(path), cv2.IMREAD_GRAYSCALE).astype(np.uint8, copy=False)
+    if size is not None and (grey.shape[1], grey.shape[0]) != tuple(size):
+        raise InputError(
+            f"{path}: the sketch is {grey.shape[1]}x{grey.shape[0]} pixels, expected {size[0]}x{size[1]} as the image"
+        )
+    return np.ascontiguousarray(grey)
+
+
 def encoded(image: ByteArray, suffix: str) -> bytes:
     """uint8 HWC RGB as the bytes of an image file. Raises OutputError when the format cannot hold it."""
     try:

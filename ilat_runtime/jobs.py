@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .checks import checked_image, checked_mask, checked_number, checked_pose
+from .checks import checked_image, checked_mask, checked_number, checked_pose, checked_sketch
 from .crop import Crop, FloatArray, crop_around, mask_box, visible_box
 from .errors import InputError
 from .image_file import BoolArray, ByteArray
@@ -34,6 +34,7 @@ class Job:
         reference_pose: float32 (13, 3) in pixels of the image, the pose of the person in it.
         mask: bool HW, the pixels to edit; None where the skeletons say it.
         radius: of the skeletons' mask, in units of the crop's side.
+        sketch: uint8 HW, dark lines on white, for bundles that take one; None where it is to be drawn from the image.
         notices: what the caller should know.
     """
 
@@ -43,6 +44,7 @@ class Job:
     reference_pose: FloatArray | None = None
     mask: BoolArray | None = None
     radius: float = 0.0
+    sketch: ByteArray | None = None
     notices: tuple[str, ...] = ()
 
     def crop_mask(self) -> ByteArray:
@@ -79,6 +81,7 @@ def checked_job(
     dilation: float | None,
     index: int | None = None,
     session: bool = False,
+    sketch: Any = None,
 ) -> Job:
     """Check one edit; the arguments are those of :meth:`ilat_runtime.Editor.edit`.
 
@@ -91,14 +94,17 @@ def checked_job(
     """
 
     def name(argument: str) -> str:
-        return argument if index is None else f"{argument}s[{index}]"
+        plural = "sketches" if argument == "sketch" else f"{argument}s"
+        return argument if index is None else f"{plural}[{index}]"
 
     image = checked_image(image, name("image"))
     posed = manifest.kind == "pose"
-    _check_kind(manifest, pose, mask, reference_pose, name)
+    check_kind(manifest, {"pose": pose, "reference_pose": reference_pose, "sketch": sketch}, name)
+    _check_missing(manifest, pose, mask, reference_pose, name)
     target = checked_pose(pose, image, name("pose")) if posed else None
     source = None if reference_pose is None else checked_pose(reference_pose, image, name("reference_pose"))
     mask = None if mask is None else checked_mask(mask, image, name("mask"))
+    sketch = None if sketch is None else checked_sketch(sketch, image, name("sketch"))
     poses = [pose for pose in (target, source) if pose is not None]
     square = (
         find_crop(manifest, image, poses, mask, margin) if crop is None else checked_crop(crop, image, name("crop"))
@@ -115,7 +121,7 @@ def checked_job(
         inside = square.relative(target[target[:, 2] > 0.5])[:, :2]
         if ((inside < 0) | (inside > 1)).any():
             notices.append(POSE_OUTSIDE)
-    return Job(image, square, target, source, mask, radius, tuple(notices))
+    return Job(image, square, target, source, mask, radius, sketch, tuple(notices))
 
 
 def find_crop(
@@ -123,13 +129,17 @@ def find_crop(
 ) -> Crop:
     """The square in which an edit with these checked poses and this mask happens, by the rule of the model's training.
 
-    Without poses and mask it is the one that holds the whole image.
+    Without poses and mask it is the one that holds the whole image. Models of kind ``sketch`` see whole portraits: for
+    them it is, unless a margin is asked for, the largest square in the image, around the mask as far as it fits.
 
     Raises:
         InputError: ``margin`` is out of range, or the square is larger than :data:`MAX_CROP`.
     """
     height, width = image.shape[:2]
     trained = manifest.crop.margin if manifest.crop else DEFAULT_MARGIN
+    least = manifest.image_size
+    if manifest.kind == "sketch" and margin is None:
+        trained, least = 1.0, min(width, height)
     factor = trained if margin is None else checked_number(margin, "margin", 1, 100)
     corners: list[tuple[float, float, float, float]] = []
     if poses and (box := visible_box(np.stack(poses))):
@@ -139,7 +149,7 @@ def find_crop(
     if corners:
         boxes = np.array(corners)
         (x0, y0), (x1, y1) = boxes[:, :2].min(0), boxes[:, 2:].max(0)
-        crop = crop_around((float(x0), float(y0), float(x1), float(y1)), (width, height), factor, manifest.image_size)
+        crop = crop_around((float(x0), float(y0), float(x1), float(y1)), (width, height), factor, least)
     else:
         crop = crop_around((0, 0, width, height), (width, height), 1, 1)
     return checked_crop(crop, image, "image")
@@ -159,8 +169,22 @@ def checked_crop(crop: Any, image: ByteArray, name: str) -> Crop:
     return crop
 
 
-def _check_kind(manifest: Manifest, pose: Any, mask: Any, reference_pose: Any, name: Callable[[str], str]) -> None:
-    """What this kind of bundle takes."""
+def wanted(manifest: Manifest) -> str:
+    """The bundle and the condition that its kind wants, for messages."""
+    takes = {"pose": "wants a target pose", "sketch": "wants a mask and takes a sketch", "none": "wants only a mask"}
+    return f"the bundle {manifest.name!r} (kind {manifest.kind!r}) {takes[manifest.kind]}"
+
+
+def check_kind(manifest: Manifest, conditions: Mapping[str, Any], name: Callable[[str], str] = str) -> None:
+    """Raises InputError when one of the conditions (pose, reference_pose, sketch) is given that the kind has not."""
+    own = {"pose": ("pose", "reference_pose"), "sketch": ("sketch",), "none": ()}[manifest.kind]
+    for key, value in conditions.items():
+        if value is not None and key not in own:
+            raise InputError(f"{name(key)}: {wanted(manifest)}, it takes no {key.replace('_', ' ')}")
+
+
+def _check_missing(manifest: Manifest, pose: Any, mask: Any, reference_pose: Any, name: Callable[[str], str]) -> None:
+    """What this kind of bundle cannot do without."""
     bundle = f"the bundle {manifest.name!r} (kind {manifest.kind!r})"
     if manifest.kind == "pose":
         if pose is None:
@@ -168,9 +192,6 @@ def _check_kind(manifest: Manifest, pose: Any, mask: Any, reference_pose: Any, n
         if reference_pose is None and "source_pose" in manifest.layout:
             raise InputError(f"{name('reference_pose')}: missing, {bundle} needs the pose of the person in the image")
         return
-    for key, value in (("pose", pose), ("reference_pose", reference_pose)):
-        if value is not None:
-            raise InputError(f"{name(key)}: {bundle} takes no pose, only a mask")
     if mask is None:
         raise InputError(f"{name('mask')}: missing, {bundle} needs a mask: bool HW of what to edit")
 

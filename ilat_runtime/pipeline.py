@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import numpy.typing as npt
 from .backends import Backend
 from .crop import Crop, FloatArray
 from .decoding import Decoder, Generated, Progress, Sampling, Target
+from .errors import InputError
 from .image_file import BoolArray, ByteArray
-from .jobs import Job
+from .jobs import Job, wanted
 from .manifest import Manifest
 from .segments import decode_plan
 
@@ -30,8 +31,8 @@ class Result:
     """An edited image and how it came about.
 
     Attributes:
-        image: uint8 HWC RGB, the size of the input; outside ``mask`` it is the input, pixel for pixel, unless blending
-            was asked for.
+        image: uint8 HWC RGB, the size of the input; outside ``mask`` it is the input, pixel for pixel, unless it was
+            blended.
         tokens: int64, the generated image tokens in raster order.
         token_mask: bool (g, g), which tokens of the model's grid were generated.
         log_probability: float32, of each generated token under the model (temperature 1, all candidates).
@@ -42,6 +43,7 @@ class Result:
         masked_tokens: number of generated tokens.
         backend: what ran the graphs, with its version and device.
         crop: the square of the image in which the edit happened.
+        sketch: uint8 HW, the sketch that the edit followed, given or drawn from the image; None for other bundles.
         notice: what the caller should know about this edit, or None.
     """
 
@@ -55,6 +57,7 @@ class Result:
     masked_tokens: int
     backend: str
     crop: Crop
+    sketch: ByteArray | None = None
     notice: str | None = None
 
 
@@ -64,6 +67,7 @@ class _Encoded:
     tokens: TokenArray
     token_mask: BoolArray
     edit_mask: ByteArray
+    condition: TokenArray | None = None
 
 
 @dataclass
@@ -93,27 +97,48 @@ class Pipeline:
     Attributes:
         manifest: the bundle's.
         backend: what runs the graphs, with its version and device.
-        encoder, transformer, decoder: the graphs.
+        encoder, transformer, decoder: the graphs; ``sketcher`` that of kind ``sketch``, None for others.
     """
 
     def __init__(self, bundle: Path, manifest: Manifest, backend: Backend) -> None:
         self.manifest, self.backend = manifest, backend.description
-        graphs = manifest.graphs
-        self.encoder, self.transformer, self.decoder = (
-            backend.load(bundle / graph.file, graph) for graph in (graphs.encoder, graphs.transformer, graphs.decoder)
-        )
+        graphs = {name: backend.load(bundle / graph.file, graph) for name, graph in manifest.graphs.by_name.items()}
+        self.encoder, self.transformer, self.decoder = (graphs[name] for name in ("encoder", "transformer", "decoder"))
+        self.sketcher = graphs.get("sketch")
+
+    def draw(self, image: ByteArray, crop: Crop) -> ByteArray:
+        """The sketch of a checked image, uint8 HW, dark lines on white; white outside the crop.
+
+        Raises:
+            InputError: the bundle is of a kind without sketches.
+        """
+        if self.sketcher is None:
+            raise InputError(f"sketch: {wanted(self.manifest)}, it draws no sketch")
+        lines = self.sketcher.run({"image": crop.take(image)[None]})["sketch"][0]
+        return crop.put(np.full((*image.shape[:2], 1), 255, np.uint8), lines[..., None])[..., 0]
+
+    def sketched(self, job: Job) -> Job:
+        """The job with a sketch, drawn from its image where the bundle takes one and the job has none."""
+        if self.sketcher is None or job.sketch is not None:
+            return job
+        return replace(job, sketch=self.draw(job.image, job.crop))
 
     def edit(
         self,
         jobs: Sequence[Job],
         sampling: Sampling,
-        blend: bool,
+        blend: bool | None,
         progress: Progress | None,
         prepared: Decoder | None = None,
     ) -> list[Result]:
-        """Edit the jobs together; ``prepared`` holds the reference of the only one."""
+        """Edit the jobs together; ``prepared`` holds the condition of the only one.
+
+        ``blend`` None blends the edits of kind ``sketch``, as the paper's A.3 does faces, and no others.
+        """
+        blend = self.manifest.kind == "sketch" if blend is None else blend
         clock = Clock()
         with clock("encode"):
+            jobs = [self.sketched(job) for job in jobs]
             encoded = self._encode(jobs)
         # A thin skeleton in a tiny crop can mask a token and yet no pixel.
         active = [index for index, item in enumerate(encoded) if item.token_mask.any() and item.edit_mask.any()]
@@ -121,7 +146,7 @@ class Pipeline:
         generated: dict[int, Generated] = {}
         if active:
             chosen = [jobs[index] for index in active]
-            decoder = prepared or self.prefilled(chosen, clock)
+            decoder = prepared or self.prefilled(chosen, clock, [encoded[index].condition for index in active])
             layout, numbering = self.manifest.sequence, self.manifest.numbering
             targets = [
                 Target(
@@ -170,18 +195,28 @@ class Pipeline:
             masked_tokens=len(generated.tokens),
             backend=self.backend,
             crop=job.crop,
+            sketch=job.sketch,
             notice="; ".join(notices) or None,
         )
 
-    def prefilled(self, jobs: Sequence[Job], clock: Clock) -> Decoder:
-        """A decoder that holds the references of the jobs."""
+    def prefilled(
+        self, jobs: Sequence[Job], clock: Clock, conditions: Sequence[TokenArray | None] | None = None
+    ) -> Decoder:
+        """A decoder that holds the conditions of the jobs.
+
+        Args:
+            conditions: the tokens of the jobs' sketches, where the jobs have been encoded.
+        """
         decoder = Decoder(self.manifest, self.transformer, len(jobs))
         tokens = [np.zeros(self.manifest.image_tokens, np.int64)] * len(jobs)
-        if "condition" in self.manifest.layout:
+        known = [condition for condition in conditions or () if condition is not None]
+        if known:
+            tokens = known
+        elif "condition" in self.manifest.layout:
             with clock("encode"):
                 # The reference is seen whole: nothing of it is masked.
-                whole = [Job(job.image, job.crop) for job in jobs]
-                tokens = [item.tokens for item in self._encode(whole)]
+                whole = self._encode([Job(job.image, job.crop, sketch=job.sketch) for job in jobs])
+                tokens = [item.tokens if item.condition is None else item.condition for item in whole]
         poses = [None if job.reference_pose is None else job.crop.relative(job.reference_pose) for job in jobs]
         with clock("prefill"):
             decoder.condition(tokens, poses)
@@ -199,11 +234,11 @@ class Pipeline:
             if "poses" in self.manifest.graphs.encoder.inputs:
                 inputs["poses"] = np.stack([job.drawn_poses() for job in group])
                 inputs["radius"] = np.array([job.radius for job in group], np.float32)
+            if self.sketcher is not None:
+                inputs["sketch"] = np.stack([job.crop.take(_given(job.sketch)) for job in group])
             outputs = self.encoder.run(inputs)
             for place, index in enumerate(members):
-                result[index] = _Encoded(
-                    *(outputs[key][place] for key in ("latent", "tokens", "token_mask", "edit_mask"))
-                )
+                result[index] = _Encoded(**{name: output[place] for name, output in outputs.items()})
         return [result[index] for index in range(len(jobs))]
 
     def _decode(
@@ -228,6 +263,12 @@ class Pipeline:
             )
             result.update(zip(members, outputs["edited"], strict=True))
         return [result[index] for index in range(len(jobs))]
+
+
+def _given(sketch: ByteArray | None) -> ByteArray:
+    if sketch is None:
+        raise InputError("sketch: missing")
+    return sketch
 
 
 def _groups(jobs: Sequence[Job]) -> list[list[int]]:

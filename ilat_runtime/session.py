@@ -1,21 +1,24 @@
-"""A reference image, encoded and prefilled once, for any number of edits of it."""
+"""A reference image or its sketch, encoded and prefilled once, for any number of edits of the image."""
 
 from __future__ import annotations
 
 import threading
 from types import TracebackType
 
-from .checks import checked_image, checked_pose
+from .checks import checked_image, checked_pose, checked_sketch
 from .crop import Crop, FloatArray
 from .decoding import Decoder, Progress, Sampling, check_sampling
-from .errors import IlatError, InputError
+from .errors import IlatError
 from .image_file import BoolArray, ByteArray
-from .jobs import Job, checked_crop, checked_job, find_crop
+from .jobs import Job, check_kind, checked_crop, checked_job, find_crop
 from .pipeline import Clock, Pipeline, Result
 
 
 class Session:
     """A reference image, encoded and prefilled once; made by :meth:`Editor.reference`. A context manager.
+
+    What is prefilled is the condition: the image's tokens, or the sketch's for bundles of that kind. It serves all
+    edits, of any mask and seed.
 
     Meant for one thread: edits from several are done one after the other. After a cancelled or failed edit it can be
     used again.
@@ -25,11 +28,19 @@ class Session:
         timings: seconds that preparing the reference took, as in :attr:`Result.timings`.
     """
 
-    def __init__(self, pipeline: Pipeline, image: ByteArray, pose: FloatArray | None, crop: Crop | None) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        image: ByteArray,
+        pose: FloatArray | None,
+        crop: Crop | None,
+        sketch: ByteArray | None = None,
+    ) -> None:
         manifest = pipeline.manifest
         image = checked_image(image)
-        if pose is not None and manifest.kind != "pose":
-            raise InputError(f"pose: the bundle {manifest.name!r} (kind {manifest.kind!r}) takes no pose")
+        check_kind(manifest, {"pose": pose, "sketch": sketch})
+        if sketch is not None:
+            sketch = checked_sketch(sketch, image).copy()
         source = None if pose is None else checked_pose(pose, image)
         if crop is None:
             crop = find_crop(manifest, image, [] if source is None else [source], None, None)
@@ -38,7 +49,11 @@ class Session:
         self._pipeline, self._image, self._pose = pipeline, image.copy(), source
         self._lock = threading.Lock()
         clock = Clock()
-        self._decoder: Decoder | None = pipeline.prefilled([Job(image, self.crop, reference_pose=source)], clock)
+        job = Job(image, self.crop, reference_pose=source, sketch=sketch)
+        with clock("encode"):
+            job = pipeline.sketched(job)
+        self._sketch = job.sketch
+        self._decoder: Decoder | None = pipeline.prefilled([job], clock)
         self.timings = clock.timings()
 
     def edit(
@@ -50,7 +65,7 @@ class Session:
         temperature: float = 1.0,
         top_k: int = 1,
         dilation: float | None = None,
-        blend: bool = False,
+        blend: bool | None = None,
         progress: Progress | None = None,
     ) -> Result:
         """Edit the reference image; arguments, result and errors are those of :meth:`Editor.edit`."""
@@ -60,7 +75,16 @@ class Session:
             if self._decoder is None:
                 raise IlatError("session: it is closed; make another with Editor.reference")
             job = checked_job(
-                pipeline.manifest, self._image, pose, mask, self._pose, self.crop, None, dilation, session=True
+                pipeline.manifest,
+                self._image,
+                pose,
+                mask,
+                self._pose,
+                self.crop,
+                None,
+                dilation,
+                session=True,
+                sketch=self._sketch,
             )
             return pipeline.edit([job], sampling, blend, progress, self._decoder)[0]
 

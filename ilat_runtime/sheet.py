@@ -68,17 +68,20 @@ def with_mask(image: ByteArray, mask: BoolArray) -> ByteArray:
 def comparison(
     image: ByteArray, results: Sequence[Result], poses: Sequence[npt.NDArray[np.float32] | None], cell: int = CELL
 ) -> ByteArray:
-    """Reference, target pose (where there is one), mask and result side by side, a row for each result.
+    """Reference, target pose or sketch (where there is one), mask and result side by side, a row for each result.
 
     Shown is the crop in which the edits happened, as far as it lies inside the image (uint8 HWC RGB).
     """
     posed = all(pose is not None for pose in poses)
-    labels = ["reference", *(["target pose"] if posed else []), "mask", "result"]
+    sketched = all(result.sketch is not None for result in results)
+    labels = ["reference", *(["target pose"] if posed else ["sketch"] if sketched else []), "mask", "result"]
     rows = []
     for result, pose in zip(results, poses, strict=True):
         pictures = [image, with_mask(image, result.mask), result.image]
         if pose is not None:
             pictures.insert(1, with_pose(image, pose))
+        elif result.sketch is not None:
+            pictures.insert(1, np.repeat(result.sketch[..., None], 3, 2))
         rows.append([_visible(picture, result.crop) for picture in pictures])
     return grid(rows, labels, cell)
 

@@ -22,7 +22,13 @@ def mask_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _made(tmp_path_factory, "none")
 
 
-def _made(factory: pytest.TempPathFactory, kind: Literal["pose", "none"]) -> Path:
+@pytest.fixture(scope="session")
+def sketch_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of kind ``sketch``."""
+    return _made(tmp_path_factory, "sketch")
+
+
+def _made(factory: pytest.TempPathFactory, kind: Literal["pose", "sketch", "none"]) -> Path:
     """Export takes most of a minute: the first of several workers does it, the others wait for the result."""
     from ilat_export.tiny import tiny_bundle
 

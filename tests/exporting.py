@@ -10,17 +10,25 @@ import onnx
 import pytest
 
 from ilat_export import bundle as bundle_module
-from ilat_export.tiny import tiny_models
+from ilat_export.tiny import tiny_models, tiny_sketch_tokenizer
 from ilat_export.to_onnx import round_to_half
 from ilat_runtime.backends import Graph, choose
 from ilat_runtime.manifest import Manifest, load_manifest
 from ilat_train.models import TSVQGAN, LocalTransformer
 
 GRAPHS = ("encoder", "transformer", "decoder")
-MODULES = {"EncoderGraph": "encoder", "TransformerGraph": "transformer", "DecoderGraph": "decoder"}
+MODULES = {
+    "EncoderGraph": "encoder",
+    "SketchEncoderGraph": "encoder",
+    "TransformerGraph": "transformer",
+    "DecoderGraph": "decoder",
+    "SketchGraph": "sketch",
+}
 
 
-def models(kind: Literal["pose", "none"] = "pose", numbering: str = "local") -> tuple[TSVQGAN, LocalTransformer]:
+def models(
+    kind: Literal["pose", "sketch", "none"] = "pose", numbering: str = "local"
+) -> tuple[TSVQGAN, LocalTransformer]:
     """What the tiny bundle of that kind was exported from, with the same rounded weights."""
     result = tiny_models(0, kind, numbering)
     for model in result:
@@ -28,10 +36,17 @@ def models(kind: Literal["pose", "none"] = "pose", numbering: str = "local") -> 
     return result
 
 
+def sketch_tokenizer() -> TSVQGAN:
+    """The tiny sketch bundle's tokenizer of sketches, with the same rounded weights."""
+    model = tiny_sketch_tokenizer(0)
+    round_to_half(model)
+    return model
+
+
 def graphs(folder: Path) -> tuple[Manifest, dict[str, Graph]]:
     """A bundle's manifest and its graphs on ONNX Runtime."""
     manifest, backend = load_manifest(folder), choose("onnxruntime", threads=1).backend
-    records = {name: getattr(manifest.graphs, name) for name in GRAPHS}
+    records = manifest.graphs.by_name
     return manifest, {name: backend.load(folder / record.file, record) for name, record in records.items()}
 
 

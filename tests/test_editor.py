@@ -450,9 +450,9 @@ def test_landmarks_may_lie_outside(editor: Editor) -> None:
 
 def test_what_a_bundle_takes(painter: Editor) -> None:
     mask = np.ones((HEIGHT, WIDTH), bool)
-    with pytest.raises(InputError, match=r"pose: the bundle .* \(kind 'none'\) takes no pose, only a mask"):
+    with pytest.raises(InputError, match=r"pose: the bundle .* \(kind 'none'\) wants only a mask, it takes no pose"):
         painter.edit(IMAGE, POSE, mask)
-    with pytest.raises(InputError, match=r"reference_pose: the bundle .* takes no pose"):
+    with pytest.raises(InputError, match=r"reference_pose: the bundle .* takes no reference pose"):
         painter.edit(IMAGE, mask=mask, reference_pose=POSE)
     with pytest.raises(InputError, match=r"mask: missing, the bundle .* needs a mask"):
         painter.edit(IMAGE)

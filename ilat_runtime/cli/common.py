@@ -52,9 +52,9 @@ def _flags(parser: argparse.ArgumentParser) -> set[str]:
     return found
 
 
-def new_parser(prog: str, description: str) -> Parser:
+def new_parser(prog: str, description: str, epilog: str | None = None) -> Parser:
     """The parser of a program, with ``--version``."""
-    parser = Parser(prog=prog, description=description)
+    parser = Parser(prog=prog, description=description, epilog=epilog)
     parser.add_argument("--version", action="version", version=f"{prog} {__version__}")
     return parser
 

@@ -15,7 +15,9 @@ from tqdm import tqdm
 from ..checks import checked_pose
 from ..editor import Editor, Result
 from ..errors import InputError
-from ..image_file import IMAGE_SUFFIXES, BoolArray, ByteArray, read_image, read_mask, write_image
+from ..image_file import IMAGE_SUFFIXES, BoolArray, ByteArray, read_image, read_mask, read_sketch, write_image
+from ..jobs import wanted
+from ..manifest import Manifest
 from ..output_file import check_output
 from ..pose_file import PoseFile, read_poses
 from ..video_file import VIDEO_SUFFIXES, VideoWriter
@@ -42,7 +44,12 @@ FloatArray = npt.NDArray[np.float32]
 
 def build_parser() -> Parser:
     """The command line's parser."""
-    parser = new_parser("ilat-edit", "Edit a photograph with a bundle: only what is masked is generated.")
+    parser = new_parser(
+        "ilat-edit",
+        "Edit a photograph with a bundle: only what is masked is generated.",
+        "examples: ilat-edit photo.jpg --bundle bundles/me --pose target.json --out edited.png; "
+        "ilat-edit face.png --bundle bundles/face --mask mask.png --sketch sketch.png --out edited.png",
+    )
     add = parser.add_argument
     add("image", metavar="IMAGE", help="PNG, JPEG, WebP or BMP")
     add("--bundle", required=True, metavar="DIR", help="the model: a folder that ilat-export wrote")
@@ -52,16 +59,41 @@ def build_parser() -> Parser:
         "--poses", metavar="FILE", help="pose file with a sequence of target poses; --out is then a video"
     )
     add("--reference-pose", metavar="FILE", help="pose of the person in IMAGE; default: 'reference' of the pose file")
-    add("--mask", metavar="FILE", help="white where IMAGE is to be edited; default: the skeletons of both poses")
+    add(
+        "--mask",
+        metavar="FILE",
+        help="white where IMAGE is to be edited; default, with poses only: the skeletons of both poses",
+    )
+    add(
+        "--sketch",
+        metavar="FILE",
+        help="what the result is to look like, as dark lines on white, of IMAGE's size; for bundles of kind 'sketch', "
+        "which by default draw it from IMAGE",
+    )
+    add(
+        "--save-sketch", metavar="FILE", help="also write the sketch that was followed: draw on it, pass it as --sketch"
+    )
     add("--out", required=True, metavar="FILE", help=f"{', '.join(IMAGE_SUFFIXES)}; with --poses .mp4")
-    add("--compare", metavar="FILE", help="also write reference, target pose, mask and result side by side")
+    add("--compare", metavar="FILE", help="also write reference, target pose or sketch, mask and result side by side")
     add("--fps", type=float, metavar="N", help="with --poses: frames per second; default: the pose file's, else 25")
     add("--seed", type=int, metavar="N", help="of the random choice among --top-k candidates (default 0)")
     add("--top-k", type=int, default=1, metavar="K", help="candidates for each token; 1 (default) takes the likeliest")
     add("--temperature", type=float, metavar="T", help="of the random choice: larger is more varied (default 1)")
     add("--dilation", type=float, metavar="D", help="thickness of the skeletons' mask; default: as in training")
-    add("--margin", type=float, metavar="M", help="size of the crop around the poses; default: as in training")
-    add("--blend", action="store_true", help="blend across the mask's border; pixels outside the mask change")
+    add(
+        "--margin",
+        type=float,
+        metavar="M",
+        help="size of the crop around poses and mask; default: as in training, for bundles of kind 'sketch' the "
+        "largest square of IMAGE",
+    )
+    add(
+        "--blend",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="blend across the mask's border, so that pixels just outside the mask change too (default for bundles of "
+        "kind 'sketch' only)",
+    )
     add("--backend", default="auto", help="what runs the model (default auto; ilat-doctor lists what there is)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: the physical cores)")
     add("--force", action="store_true", help="overwrite existing files")
@@ -77,20 +109,32 @@ def edit(args: argparse.Namespace) -> int:
     out = check_output(args.out, VIDEO_SUFFIXES if args.poses else IMAGE_SUFFIXES, args.force)
     if args.compare:
         check_output(args.compare, IMAGE_SUFFIXES, args.force)
+    if args.save_sketch:
+        check_output(args.save_sketch, IMAGE_SUFFIXES, args.force)
     image = read_image(args.image)
-    mask = read_mask(args.mask, (image.shape[1], image.shape[0])) if args.mask else None
+    size = (image.shape[1], image.shape[0])
+    mask = read_mask(args.mask, size) if args.mask else None
+    sketch = read_sketch(args.sketch, size) if args.sketch else None
     file, poses, reference = _read_poses(args, image)
     editor = Editor(args.bundle, args.backend, args.threads)
-    if editor.manifest.kind == "pose" and file is None:
-        raise UsageError(f"--pose or --poses is missing: the bundle {editor.manifest.name!r} needs a target pose")
-    if editor.manifest.kind != "pose" and file is not None:
-        raise UsageError(f"--pose: the bundle {editor.manifest.name!r} takes no pose, only --mask")
-    if editor.manifest.kind != "pose" and mask is None:
-        raise UsageError(f"--mask is missing: the bundle {editor.manifest.name!r} needs one")
+    _check_kind(args, editor.manifest)
     if args.poses:
         fps = args.fps or (file.fps if file else None) or DEFAULT_FPS
         return _sequence(args, out, editor, image, mask, poses, reference, fps)
-    return _single(args, out, editor, image, mask, poses[0] if len(poses) else None, reference)
+    return _single(args, out, editor, image, mask, poses[0] if len(poses) else None, reference, sketch)
+
+
+def _check_kind(args: argparse.Namespace, manifest: Manifest) -> None:
+    """The flags that give a condition against what the bundle wants."""
+    kinds = {"pose": "--pose" if args.pose else "--poses" if args.poses else None}
+    kinds["sketch"] = "--sketch" if args.sketch else "--save-sketch" if args.save_sketch else None
+    for kind, flag in kinds.items():
+        if flag and kind != manifest.kind:
+            raise UsageError(f"{flag}: {wanted(manifest)}, it takes no {kind}")
+    if manifest.kind == "pose" and not kinds["pose"]:
+        raise UsageError(f"--pose or --poses is missing: {wanted(manifest)}")
+    if manifest.kind != "pose" and not args.mask:
+        raise UsageError(f"--mask is missing: {wanted(manifest)}")
 
 
 def _check_usage(args: argparse.Namespace) -> None:
@@ -101,8 +145,10 @@ def _check_usage(args: argparse.Namespace) -> None:
         raise UsageError(f"--out {args.out}: a video needs --poses, a pose file with a sequence")
     if args.fps is not None and not args.poses:
         raise UsageError("--fps: only with --poses")
-    if args.compare and Path(args.compare).absolute() == Path(args.out).absolute():
-        raise UsageError(f"--compare: {args.compare} is also --out")
+    written: dict[Path, str] = {}
+    for flag, path in (("--out", args.out), ("--compare", args.compare), ("--save-sketch", args.save_sketch)):
+        if path and (other := written.setdefault(Path(path).absolute(), flag)) != flag:
+            raise UsageError(f"{flag}: {path} is also {other}")
 
 
 def _read_poses(
@@ -165,6 +211,7 @@ def _single(
     mask: BoolArray | None,
     pose: FloatArray | None,
     reference: FloatArray | None,
+    sketch: ByteArray | None,
 ) -> int:
     with tqdm(desc="tokens", unit="token", disable=_hidden(args), leave=False) as bar:
 
@@ -173,10 +220,19 @@ def _single(
             bar.update(done - bar.n)
 
         result = editor.edit(
-            image, pose, mask, reference_pose=reference, margin=args.margin, progress=progress, **_options(args)
+            image,
+            pose,
+            mask,
+            reference_pose=reference,
+            sketch=sketch,
+            margin=args.margin,
+            progress=progress,
+            **_options(args),
         )
     size = write_image(out, result.image, args.force)
     _write_sheet(args, image, [result], [pose])
+    if args.save_sketch and result.sketch is not None:
+        write_image(args.save_sketch, np.repeat(result.sketch[..., None], 3, 2), args.force)
     data = {
         "out": str(out),
         "tokens": result.tokens.tolist(),
@@ -188,7 +244,7 @@ def _single(
         "notice": _notice(args, [result.notice]),
     }
     text = f"{out}: {human_size(size)}, {result.masked_tokens} of {result.token_mask.size} tokens generated in "
-    emit(args, text + _told(args, human_time(result.timings["total"]), data), data)
+    emit(args, text + _told(args, human_time(result.timings["total"]), data, editor.manifest.kind), data)
     return DONE
 
 
@@ -237,7 +293,7 @@ def _sequence(
         "notice": _notice(args, notices),
     }
     text = f"{out}: {human_size(size)}, {len(poses)} frames at {fps:g} a second, {masked} tokens generated in "
-    emit(args, text + _told(args, human_time(timings["total"]), data), data)
+    emit(args, text + _told(args, human_time(timings["total"]), data, editor.manifest.kind), data)
     return DONE
 
 
@@ -259,11 +315,14 @@ def _milliseconds(timings: dict[str, float]) -> dict[str, float]:
     return {key: round(seconds * 1000, 3) for key, seconds in timings.items()}
 
 
-def _told(args: argparse.Namespace, duration: str, data: dict[str, Any]) -> str:
+def _told(args: argparse.Namespace, duration: str, data: dict[str, Any], kind: str) -> str:
     """The end of the message: duration, backend, the sheet and the notice."""
     text = f"{duration} on {data['backend']}"
     if args.compare:
-        text += f"\n{args.compare}: reference, target pose, mask and result"
+        condition = {"pose": "target pose, ", "sketch": "sketch, ", "none": ""}[kind]
+        text += f"\n{args.compare}: reference, {condition}mask and result"
+    if args.save_sketch:
+        text += f"\n{args.save_sketch}: the sketch; draw on it and pass it as --sketch"
     return text + (f"\nnote: {data['notice']}" if data["notice"] else "")
 
 
