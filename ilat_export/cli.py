@@ -25,6 +25,7 @@ from ilat_runtime.cli.common import (
     stop_on_terminate,
 )
 from ilat_runtime.errors import InputError
+from ilat_train.config import SKETCH_TOKENIZER
 
 if TYPE_CHECKING:
     from ilat_train.models import LocalTransformer
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from .verify import Sample, Verification
 
 PARTS = ("tokenizer", "transformer")
-SKETCH_TOKENIZER = "sketch-tokenizer"
-"""The third part of a run whose condition is a sketch."""
 HELD_OUT = 8
 """Held-out pairs that the graphs are verified on."""
 
@@ -188,7 +187,10 @@ def _report(args: argparse.Namespace, found: Verification, source: str, posed: b
         row["bytes"] = (args.out / f"{name}.onnx").stat().st_size
     total = size(args.out)
     out = shlex.quote(str(args.out))
-    edit = f"ilat-edit photo.jpg --bundle {out} {'--pose pose.json' if posed else '--mask mask.png'} --out edited.png"
+    words = "--pose pose.json" if posed else "--mask mask.png"
+    if found.sketch_pixels is not None:
+        words += " --sketch sketch.png"
+    edit = f"ilat-edit photo.jpg --bundle {out} {words} --out edited.png"
     rows = [("graph", "size", "largest error", "equal tokens")]
     for name, row in graphs.items():
         equal = "" if row["equal_tokens"] is None else _percent(row["equal_tokens"])

@@ -73,8 +73,7 @@ class SketchEncoderGraph(EncoderGraph):
         size = self.sketch_tokenizer.config.image_size
         black = self.sketch_tokenizer.config.black
         lines = resize(sketch.float()[:, None], (size, size)) * ((1 - black) / 255) + black
-        condition = self.sketch_tokenizer.quantizer.nearest(self.sketch_tokenizer.encode(lines))
-        return *super().forward(image, mask), condition
+        return *super().forward(image, mask), self.sketch_tokenizer.tokens(lines)
 
 
 class SketchGraph(nn.Module):

@@ -12,7 +12,8 @@ from ilat_runtime.errors import InputError
 from ilat_runtime.image_file import read_image
 from ilat_runtime.joints import JOINTS
 from ilat_train.config import DataConfig
-from ilat_train.data.dataset import ImageFolder, PoseDataset
+from ilat_train.data.dataset import PoseDataset
+from ilat_train.data.image_folder import image_files
 
 from .verify import Sample
 
@@ -48,13 +49,13 @@ def held_out_samples(root: Path, margin: float, dilation: float, size: int, coun
 
 
 def masked_samples(root: Path, size: int, count: int) -> list[Sample]:
-    """The first ``count`` images of a folder with a box masked, for models without poses.
+    """The last ``count`` images of a folder, those that training left out if any, with a box masked, for models
+    without poses.
 
     Raises:
         InputError: the folder has no image.
     """
-    files = ImageFolder(root, DataConfig(), size).files[:count]
-    return [_boxed(read_image(file), size) for file in files]
+    return [_boxed(read_image(file), size) for file in image_files(root)[-count:]]
 
 
 def photograph(margin: float, dilation: float, size: int, posed: bool) -> list[Sample]:

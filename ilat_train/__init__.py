@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .checkpoint import load as load
+    from .data.sketches import draw_sketch as draw_sketch
 
-__all__ = ["load"]
+# Loaded when first used: PyTorch takes seconds, and --help needs none of it.
+_HOME = {"load": "checkpoint", "draw_sketch": "data.sketches"}
+
+__all__ = ["draw_sketch", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when first used: PyTorch takes seconds, and --help needs none of it.
-    if name != "load":
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .checkpoint import load
+    from importlib import import_module
 
-    return load
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -13,6 +13,9 @@ from ilat_runtime.segments import NUMBERINGS, Layout
 
 from .json_file import read_json
 
+SKETCH_TOKENIZER = "sketch-tokenizer"
+"""The folder of a run that holds the tokenizer of sketches, beside ``tokenizer`` and ``transformer``."""
+
 
 class Strict(BaseModel):
     """A frozen configuration that refuses keys it does not know."""
@@ -153,6 +156,8 @@ class DataConfig(Strict):
     """Range of the random factor on the crop's side."""
     flip: float = Field(0.0, ge=0, le=1)
     """Probability of mirroring a pair."""
+    train_images: int | None = Field(None, ge=1)
+    """Of a folder of images, the first so many are for training and the others held out; None takes all."""
 
     @model_validator(mode="after")
     def _in_order(self) -> DataConfig:
@@ -162,6 +167,9 @@ class DataConfig(Strict):
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+
+MaskKind = Literal["skeleton", "free-form", "box", "blob", "object"]
+"""``object`` masks come from the user's COCO annotations or pictures; ``blob`` stands in for them."""
 
 Precision = Literal["32-true", "bf16-mixed"]
 """As Lightning Fabric names them. Half precision is left out: its loss scaler is a state that resuming would need."""
@@ -195,7 +203,7 @@ class TokenizerTraining(Strict):
     adversarial_weight: float = Field(0.8, ge=0)
     adversarial_start: int = Field(0, ge=0)
     discriminator_channels: int = Field(64, ge=1)
-    masks: tuple[Literal["skeleton", "free-form", "box"], ...] = Field(("skeleton", "free-form", "box"), min_length=1)
+    masks: tuple[MaskKind, ...] = Field(("skeleton", "free-form", "box"), min_length=1)
     """Kinds of mask of the masked stage, drawn evenly."""
 
     @property
@@ -219,6 +227,8 @@ class TransformerTraining(Strict):
     weight_decay: float = Field(0.01, ge=0)
     warmup: int = Field(10_000, ge=0)
     precision: Precision = "32-true"
+    masks: tuple[MaskKind, ...] = Field(("skeleton",), min_length=1)
+    """Kinds of mask of the target, drawn evenly."""
     token_pool: int = Field(0, ge=0)
     """Pairs encoded once before training and drawn from; 0 encodes each batch anew."""
 
@@ -227,8 +237,8 @@ class Recipe(Strict):
     """All that ``ilat-train`` needs to know for one task."""
 
     name: str
-    task: Literal["pose", "images"] = "pose"
-    """Training data: pairs of frames with landmarks, or single images."""
+    task: Literal["pose", "images", "sketches"] = "pose"
+    """Training data: pairs of frames with landmarks, single images with their sketches, or the sketches alone."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     transformer: TransformerConfig = TransformerConfig()
     data: DataConfig = DataConfig()
@@ -242,8 +252,11 @@ class Recipe(Strict):
             raise ValueError(f"transformer.image_tokens {found} must be the tokenizer's {grid}² = {grid**2}")
         if self.transformer.codebook_size != self.tokenizer.codebook_size:
             raise ValueError("transformer.codebook_size must equal tokenizer.codebook_size")
-        if self.task == "images" and "skeleton" in self.tokenizer_training.masks:
-            raise ValueError("tokenizer_training.masks: 'skeleton' needs landmarks, which task 'images' has not")
+        for part in ("tokenizer_training", "transformer_training"):
+            if self.task != "pose" and "skeleton" in getattr(self, part).masks:
+                raise ValueError(f"{part}.masks: 'skeleton' needs landmarks, which task {self.task!r} has not")
+        if (self.task == "sketches") != (self.tokenizer.in_channels == 1):
+            raise ValueError(f"tokenizer.in_channels: {self.tokenizer.in_channels} for task {self.task!r}")
         shared = self.task == "pose" and "condition" in self.transformer.blocks
         if shared and self.transformer.condition_vocabulary < self.tokenizer.codebook_size:
             raise ValueError("transformer.condition_vocabulary must hold tokenizer.codebook_size tokens")

@@ -10,6 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
+from torch.nn import Module
 
 from ilat_runtime.errors import InputError
 from ilat_runtime.image_file import ByteArray
@@ -17,9 +18,10 @@ from ilat_runtime.image_file import ByteArray
 from . import checkpoint
 from .config import Recipe, difference
 from .data.dataset import TrainingData, random_masks, to_bytes
+from .data.object_masks import ObjectMasks
 from .evaluation.sheet import sample_sheet
 from .losses.adversarial import PatchDiscriminator, adaptive_weight, hinge_discriminator, hinge_generator
-from .losses.perceptual import perceptual_loss
+from .losses.perceptual import PerceptualKind, perceptual_loss
 from .models import TSVQGAN
 from .models.ts_vqgan import Reconstruction
 from .run import Record, RunOptions, note, resumed, seed_step, set_rate, start, steps
@@ -27,12 +29,19 @@ from .run import Record, RunOptions, note, resumed, seed_step, set_rate, start, 
 SHEET_ROWS = 4
 
 
-def train_tokenizer(recipe: Recipe, data: TrainingData, options: RunOptions, initial: TSVQGAN | None = None) -> TSVQGAN:
+def train_tokenizer(
+    recipe: Recipe,
+    data: TrainingData,
+    options: RunOptions,
+    initial: TSVQGAN | None = None,
+    objects: ObjectMasks | None = None,
+) -> TSVQGAN:
     """Runs the recipe's tokenizer stages and writes a checkpoint to ``options.folder``.
 
     Args:
         initial: weights to start from instead of random ones; what a checkpoint's parameters do not depend on
             (:attr:`TokenizerConfig.free`) is the recipe's.
+        objects: what masks of kind ``object`` are drawn from.
 
     Raises:
         InputError: ``initial`` has other parameters than the recipe's tokenizer; see also
@@ -54,7 +63,9 @@ def train_tokenizer(recipe: Recipe, data: TrainingData, options: RunOptions, ini
     if initial is not None:
         bare.load_state_dict(initial.state_dict())
     bare = bare.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    critic = PatchDiscriminator(training.discriminator_channels) if training.adversarial != "none" else None
+    critic = None
+    if training.adversarial != "none":
+        critic = PatchDiscriminator(training.discriminator_channels, in_channels=recipe.tokenizer.in_channels)
     state = resumed(options, config)
     if state:
         bare.load_state_dict(state["model"])
@@ -71,10 +82,10 @@ def train_tokenizer(recipe: Recipe, data: TrainingData, options: RunOptions, ini
     if state:
         for each, saved in zip(optimizers, state["optimizers"], strict=True):
             each.load_state_dict(saved)
-    perceptual, reason = perceptual_loss(training.perceptual, fabric.device)
+    perceptual, reason = _perceptual(training.perceptual, training.perceptual_weight, fabric)
     note(options, fabric, f"perceptual loss: {reason}")
     if training.decoder_steps:
-        last_perceptual, last_reason = perceptual_loss(training.decoder_perceptual, fabric.device)
+        last_perceptual, last_reason = _perceptual(training.decoder_perceptual, training.perceptual_weight, fabric)
         note(options, fabric, f"perceptual loss of the decoder's stage: {last_reason}")
         reason = f"{reason}; decoder's stage: {last_reason}"
     # How often each codebook vector was used by this process; a saved state has the sum over all processes.
@@ -110,7 +121,7 @@ def train_tokenizer(recipe: Recipe, data: TrainingData, options: RunOptions, ini
         image = fabric.to_device(batch.target.contiguous(memory_format=torch.channels_last))
         mask = None
         if step >= training.plain_steps:
-            mask = fabric.to_device(random_masks(training.masks, batch, random))
+            mask = fabric.to_device(random_masks(training.masks, batch, random, objects))
         decoder_only = step >= training.decoder_start
         if decoder_only:
             perceptual = last_perceptual
@@ -154,6 +165,11 @@ def train_tokenizer(recipe: Recipe, data: TrainingData, options: RunOptions, ini
     save(done)
     record.close()
     return bare.eval()
+
+
+def _perceptual(kind: PerceptualKind, weight: float, fabric: Fabric) -> tuple[Module, str]:
+    """The loss and what it is; one of weight 0 needs no network."""
+    return perceptual_loss(kind, fabric.device) if weight else (torch.nn.Identity(), "none")
 
 
 def _sum(fabric: Fabric, usage: Tensor) -> Tensor:

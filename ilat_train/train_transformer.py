@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -20,7 +21,8 @@ from ilat_runtime.output_file import replacing
 
 from . import checkpoint
 from .config import Recipe, TransformerConfig
-from .data.dataset import Batch, TrainingData, to_bytes
+from .data.dataset import Batch, TrainingData, generator, random_masks, to_bytes
+from .data.object_masks import ObjectMasks
 from .evaluation.sheet import sample_sheet
 from .models import TSVQGAN, LocalTransformer
 from .models.transformer import batch_segments
@@ -47,14 +49,14 @@ class TokenBatch:
         return TokenBatch(*(fabric.to_device(part) for part in vars(self).values()))
 
 
-def encode(tokenizer: TSVQGAN, batch: Batch) -> TokenBatch:
-    """The condition without a mask, the target with the mask of both skeletons (Fig. 2).
+def encode(tokenizer: TSVQGAN, batch: Batch, mask: Tensor, sketch_tokenizer: TSVQGAN | None = None) -> TokenBatch:
+    """The condition without a mask, the target with the mask bool (B, 1, S, S) (Fig. 2).
 
-    Tokens under the mask come from the full stream and are the labels; the others do not depend on masked pixels.
+    A condition that is a sketch has a tokenizer of its own. Tokens under the mask come from the full stream and are the
+    labels; the others do not depend on masked pixels.
     """
-    mask = batch.skeleton_mask()
     with torch.inference_mode():
-        condition = tokenizer.quantizer.nearest(tokenizer.encode(batch.condition))
+        condition = (sketch_tokenizer or tokenizer).tokens(batch.condition)
         target = tokenizer.quantizer.nearest(tokenizer.encode(batch.target, mask))
         token_mask = tokenizer.token_mask(mask).flatten(1)
     # Out of inference mode's tensors, which autograd refuses.
@@ -108,20 +110,30 @@ class _Teacher(torch.nn.Module):
 
 
 def train_transformer(
-    recipe: Recipe, tokenizer: TSVQGAN, data: TrainingData, options: RunOptions, facts: dict[str, Any] | None = None
+    recipe: Recipe,
+    tokenizer: TSVQGAN,
+    data: TrainingData,
+    options: RunOptions,
+    facts: dict[str, Any] | None = None,
+    sketch_tokenizer: TSVQGAN | None = None,
+    objects: ObjectMasks | None = None,
 ) -> LocalTransformer:
     """Runs the recipe's transformer training and writes a checkpoint to ``options.folder``.
 
     Args:
         tokenizer: frozen.
         facts: of the data, kept in config.json beside the recipe's name, steps and seed.
+        sketch_tokenizer: frozen, of the condition of task ``images``.
+        objects: what masks of kind ``object`` are drawn from.
 
     Raises:
-        InputError: the tokenizer is not the recipe's; see also :func:`ilat_train.run.start`.
+        InputError: the tokenizers are not the recipe's; see also :func:`ilat_train.run.start`.
     """
     training, config = recipe.transformer_training, recipe.transformer
     if tokenizer.config != recipe.tokenizer:
         raise InputError("tokenizer: its configuration is not the recipe's; use the recipe it was trained with")
+    if recipe.task == "images" and "condition" in config.blocks:
+        _check_sketches(config, sketch_tokenizer)
     fabric = start(options, training.precision)
     identity = {"transformer": config.model_dump(mode="json"), "training": training.model_dump(mode="json")}
     torch.manual_seed(options.seed)
@@ -133,7 +145,15 @@ def train_transformer(
     if state:
         optimizer.load_state_dict(state["optimizer"])
     tokenizer = tokenizer.to(fabric.device).eval()
-    pool = _pool(recipe, tokenizer, data, options, fabric) if training.token_pool else None
+    if sketch_tokenizer is not None:
+        sketch_tokenizer = sketch_tokenizer.to(fabric.device).eval()
+
+    def encoded(images: Batch, random: np.random.Generator) -> TokenBatch:
+        mask = fabric.to_device(random_masks(training.masks, images, random, objects))
+        return encode(tokenizer, _on_device(images, fabric), mask, sketch_tokenizer)
+
+    frozen = [tokenizer, *([sketch_tokenizer] if sketch_tokenizer is not None else [])]
+    pool = _pool(recipe, frozen, data, options, fabric, encoded) if training.token_pool else None
     first = state["step"] if state else 0
 
     def save(step: int) -> None:
@@ -154,8 +174,7 @@ def train_transformer(
         if pool is not None:
             batch = pool.rows(torch.from_numpy(random.integers(len(pool.target), size=training.batch_size)))
         else:
-            images = data.batch(options.seed, step, fabric.global_rank, training.batch_size)
-            batch = encode(tokenizer, _on_device(images, fabric))
+            batch = encoded(data.batch(options.seed, step, fabric.global_rank, training.batch_size), random)
         numbers = batch_segments(config, batch.token_mask)
         batch = batch.to(fabric)
         nats, accuracy = loss(model, config, batch, fabric.to_device(numbers))
@@ -166,7 +185,9 @@ def train_transformer(
         done = step + 1
         record.step(step, {"nll": nats.detach(), "accuracy": accuracy})
         if done % options.sample_every == 0:
-            record.sheet(done, _sheet(recipe, tokenizer, bare, data, options.seed))
+            images = data.batch(options.seed + 2_000_003, 0, 0, SHEET_ROWS)
+            mask = random_masks(training.masks, images, generator(options.seed, 2_000_003), objects)
+            record.sheet(done, _sheet(tokenizer, bare, images, mask, sketch_tokenizer))
             model.train()
         if done % options.save_every == 0:
             save(done)
@@ -179,11 +200,31 @@ def _on_device(batch: Batch, fabric: Fabric) -> Batch:
     return Batch(*(fabric.to_device(part) for part in vars(batch).values()))
 
 
-def _pool(recipe: Recipe, tokenizer: TSVQGAN, data: TrainingData, options: RunOptions, fabric: Fabric) -> TokenBatch:
+def _check_sketches(config: TransformerConfig, tokenizer: TSVQGAN | None) -> None:
+    if tokenizer is None:
+        raise InputError("sketch tokenizer: missing, the condition of task 'images' is a sketch")
+    found = (tokenizer.config.in_channels, tokenizer.config.grid**2, tokenizer.config.codebook_size)
+    wanted = (1, config.image_tokens, config.condition_vocabulary)
+    if found != wanted:
+        raise InputError(
+            "sketch tokenizer: {} channels, {} tokens of {} values, ".format(*found)
+            + "but the recipe's transformer takes {}, {} of {}".format(*wanted)
+        )
+
+
+def _pool(
+    recipe: Recipe,
+    tokenizers: Sequence[TSVQGAN],
+    data: TrainingData,
+    options: RunOptions,
+    fabric: Fabric,
+    encoded: Callable[[Batch, np.random.Generator], TokenBatch],
+) -> TokenBatch:
     """``token_pool`` training pairs, encoded once and kept in the run's folder; drawn by the seed alone."""
     count, size, file = recipe.transformer_training.token_pool, 8, options.folder / "pool.safetensors"
-    identity = hashlib.sha256(repr((count, options.seed, recipe.data)).encode())
-    for tensor in tokenizer.state_dict().values():
+    masks = recipe.transformer_training.masks
+    identity = hashlib.sha256(repr((count, options.seed, recipe.data, masks)).encode())
+    for tensor in (tensor for tokenizer in tokenizers for tensor in tokenizer.state_dict().values()):
         identity.update(tensor.cpu().numpy().tobytes())
     key = identity.hexdigest()
     if file.is_file():
@@ -194,7 +235,7 @@ def _pool(recipe: Recipe, tokenizer: TSVQGAN, data: TrainingData, options: RunOp
     for number in tqdm(range(0, count, size), "encoding", unit="batch", disable=None if options.progress else True):
         # A stream of its own, apart from the training steps'.
         batch = data.batch(options.seed + 1_000_003, number, 0, min(size, count - number))
-        parts.append(encode(tokenizer, _on_device(batch, fabric)))
+        parts.append(encoded(batch, generator(options.seed, 1_000_003, number)))
     pool = TokenBatch(*(torch.cat([getattr(part, name) for part in parts]).cpu() for name in vars(parts[0])))
     if fabric.is_global_zero:
         options.folder.mkdir(parents=True, exist_ok=True)
@@ -229,13 +270,15 @@ def greedy(model: LocalTransformer, batch: TokenBatch) -> Tensor:
     return result
 
 
-def _sheet(recipe: Recipe, tokenizer: TSVQGAN, model: LocalTransformer, data: TrainingData, seed: int) -> Any:
-    """Reference, mask, target, the target's own tokens decoded, and the generated tokens decoded."""
-    images = data.batch(seed + 2_000_003, 0, 0, SHEET_ROWS)
+def _sheet(
+    tokenizer: TSVQGAN, model: LocalTransformer, images: Batch, mask: Tensor, sketch_tokenizer: TSVQGAN | None
+) -> Any:
+    """Reference or sketch, mask, target, the target's own tokens decoded, and the generated tokens decoded."""
     device = next(model.parameters()).device
     images = Batch(*(part.to(device) for part in vars(images).values()))
     model.eval()
-    mask, batch = images.skeleton_mask(), encode(tokenizer, images)
+    mask = mask.to(device)
+    batch = encode(tokenizer, images, mask, sketch_tokenizer)
     with torch.inference_mode():
         latent = tokenizer.encode(images.target, mask)
         grid = tokenizer.token_mask(mask)
@@ -247,4 +290,5 @@ def _sheet(recipe: Recipe, tokenizer: TSVQGAN, model: LocalTransformer, data: Tr
         pictures = [images.condition[row], images.target[row], decoded[0][row], decoded[1][row]]
         reference, target, own, generated = (to_bytes(picture) for picture in pictures)
         rows.append([reference, shown, target, own, generated])
-    return sample_sheet(rows, ["reference", "mask", "target", "reconstruction", "generated"])
+    first = "reference" if sketch_tokenizer is None else "sketch"
+    return sample_sheet(rows, [first, "mask", "target", "reconstruction", "generated"])

@@ -109,10 +109,11 @@ def test_a_run_is_not_overwritten(tmp_path: Path, folder: Path, capsys: pytest.C
 def test_images(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cv2.imwrite(str(tmp_path / "one.png"), np.full((40, 40, 3), 90, np.uint8))
     flags = ["--recipe", "tiny", "--set", "task=images", "--set", 'tokenizer_training.masks=["box"]', "--quiet"]
+    flags += ["--set", 'transformer_training.masks=["box"]']
     run = tmp_path / "run"
     assert main(command("tokenizer", tmp_path, run, *flags)) == 0
     assert main(command("transformer", tmp_path, run, "--quiet")) == 1
-    assert "needs sketches, which this version cannot make" in capsys.readouterr().err
+    assert "sketch-tokenizer: missing; train it with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "transformer"])

@@ -1,4 +1,4 @@
-"""``ilat-train data pose-video``: a person's own videos → a data set."""
+"""``ilat-train data``: a person's own videos → a data set; photographs → their sketches."""
 
 from __future__ import annotations
 
@@ -8,8 +8,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ilat_runtime.cli.common import DONE, Parser, add_output_options, emit, human_size, human_time, shows_progress
+from tqdm import tqdm
+
+from ilat_runtime.cli.common import (
+    DONE,
+    Parser,
+    UsageError,
+    add_output_options,
+    emit,
+    human_size,
+    human_time,
+    shows_progress,
+)
+from ilat_runtime.errors import OutputError
 from ilat_runtime.joints import JOINTS
+
+from .training import whole
 
 
 def add_parser(subparsers: Any) -> None:
@@ -40,6 +54,74 @@ def add_parser(subparsers: Any) -> None:
     video.add_argument("--force", action="store_true", help="replace a data set that is there")
     add_output_options(video)
     video.set_defaults(run=_run)
+    _add_sketch(kinds)
+
+
+def _add_sketch(kinds: Any) -> None:
+    sketch = kinds.add_parser(
+        "sketch",
+        help="sketches of photographs",
+        description="Draw sketches of photographs by XDoG: dark lines on white, as the face models are conditioned on.",
+        epilog="examples: ilat-train data sketch face.png --out sketches; "
+        "ilat-train data sketch data/ffhq --out data/ffhq-sketches --square",
+    )
+    sketch.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a picture, or a folder of pictures")
+    sketch.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="sketches, as PNG, by the pictures' names and folders"
+    )
+    sketch.add_argument(
+        "--size",
+        type=whole,
+        default=256,
+        metavar="S",
+        help="side of the model's images, which says how fine the lines are (%(default)s)",
+    )
+    sketch.add_argument(
+        "--square",
+        action="store_true",
+        help="the middle square of each picture, S pixels wide: all that training reads; default: the picture's size, "
+        "to draw on",
+    )
+    sketch.add_argument("--threads", type=whole, metavar="N", help="CPU threads")
+    sketch.add_argument("--force", action="store_true", help="replace sketches that are there")
+    add_output_options(sketch)
+    sketch.set_defaults(run=_run_sketch)
+
+
+def _run_sketch(args: argparse.Namespace) -> int:
+    import torch
+
+    from ..data.image_folder import image_files, sketch_path
+    from ..data.sketches import write_sketch
+
+    begun = time.perf_counter()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    sources: dict[Path, Path] = {}
+    for source in args.images:
+        root = source if source.is_dir() else source.parent
+        for file in image_files(source) if source.is_dir() else [source]:
+            path = sketch_path(args.out, file, root)
+            if path in sources:
+                raise UsageError(f"{file}: its sketch {path} would also be that of {sources[path]}")
+            sources[path] = file
+    present = None if args.force else next((path for path in sources if path.exists()), None)
+    if present is not None:
+        raise OutputError(f"{present}: exists already; replace it with --force")
+    size = 0
+    for path, file in tqdm(sources.items(), "sketches", unit="image", disable=None if shows_progress(args) else True):
+        size += write_sketch(file, path, args.size, args.square)
+    seconds = time.perf_counter() - begun
+    written = next(iter(sources)) if len(sources) == 1 else args.out
+    following = (
+        f"ilat-train tokenizer --recipe face-sketch --data {args.images[0]} --sketches {args.out} --out runs/sketch"
+        if args.square
+        else f"ilat-edit {args.images[0]} --bundle BUNDLE --mask mask.png --sketch {written} --out edited.png"
+    )
+    text = f"{written}: {len(sources)} sketches, {human_size(size)}, in {human_time(seconds)}\nnext: {following}"
+    data = {"out": str(args.out), "sketches": len(sources), "bytes": size, "seconds": round(seconds, 3)}
+    emit(args, text, data)
+    return DONE
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ilat_runtime.cli.common import DONE, UsageError
 
-from .training import add_run_options, chosen_recipe, keep_recipe, report, run_options, training_data
+from .training import add_run_options, chosen_recipe, keep_recipe, object_masks, report, run_options, training_data
 
 
 def add_parser(subparsers: Any) -> None:
@@ -38,9 +38,12 @@ def _run(args: argparse.Namespace) -> int:
     options = run_options(args, "tokenizer")
     check_folder(options)
     initial = None if args.init is None else load_tokenizer(args.init)
-    data = training_data(recipe, args.data)
+    training = recipe.tokenizer_training
+    masked = training.masked_steps or training.decoder_steps
+    objects = object_masks(args, training.masks if masked else (), "tokenizer_training.masks")
+    data = training_data(args, recipe)
     keep_recipe(args, recipe)
-    model = train_tokenizer(recipe, data, options, initial)
+    model = train_tokenizer(recipe, data, options, initial, objects)
     report(
         args,
         "tokenizer",

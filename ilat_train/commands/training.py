@@ -18,7 +18,9 @@ from ..config import Recipe, load_json, override
 from ..recipes import RECIPES, recipe
 
 if TYPE_CHECKING:
-    from ..data.dataset import ImageFolder, PoseDataset
+    from ..data.dataset import PoseDataset
+    from ..data.image_folder import ImageFolder
+    from ..data.object_masks import ObjectMasks
     from ..run import RunOptions
 
 RECIPE_FILE = "recipe.json"
@@ -50,7 +52,25 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe", choices=list(RECIPES), help="model, data, steps and rates; by default those that RUN has already"
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="a data set, or a folder of images")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="a data set, or a folder of images (FFHQ, CelebA-HQ, yours)",
+    )
+    parser.add_argument(
+        "--sketches",
+        type=Path,
+        metavar="DIR",
+        help="sketches of those images, as `ilat-train data sketch` writes them; default: drawn as they are needed",
+    )
+    parser.add_argument(
+        "--masks",
+        type=Path,
+        metavar="PATH",
+        help="objects to mask, for recipes that do: COCO's instances_*.json, or a folder of masks, white on black",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
     parser.add_argument(
         "--set",
@@ -124,12 +144,46 @@ def run_options(args: argparse.Namespace, part: str) -> RunOptions:
     )
 
 
-def training_data(recipe: Recipe, folder: Path) -> PoseDataset | ImageFolder:
-    """The data that the recipe's task trains on. Raises InputError when the folder is not of that kind."""
-    from ..data.dataset import ImageFolder, PoseDataset
+def training_data(args: argparse.Namespace, recipe: Recipe) -> PoseDataset | ImageFolder:
+    """The data that the recipe's task trains on.
 
-    kind = PoseDataset if recipe.task == "pose" else ImageFolder
-    return kind(folder, recipe.data, recipe.tokenizer.image_size)
+    Raises:
+        UsageError: sketches for a task without.
+        InputError: the folder is not of the kind that the task takes.
+    """
+    from ..data.dataset import PoseDataset
+    from ..data.image_folder import ImageFolder, SketchFolder
+
+    size = recipe.tokenizer.image_size
+    if recipe.task == "pose":
+        if args.sketches is not None:
+            raise UsageError(f"--sketches: recipe {recipe.name!r} trains on poses")
+        return PoseDataset(args.data, recipe.data, size)
+    if recipe.task == "sketches":
+        return SketchFolder(args.data, recipe.data, size, sketches=args.sketches)
+    return ImageFolder(args.data, recipe.data, size, "condition" in recipe.transformer.blocks, args.sketches)
+
+
+def object_masks(args: argparse.Namespace, kinds: Sequence[str], key: str) -> ObjectMasks | None:
+    """What masks of kind ``object`` are drawn from, if ``kinds``, the recipe's value of ``key``, has it.
+
+    Raises:
+        UsageError: ``--masks`` is missing, or of no use.
+        InputError: it holds no masks.
+    """
+    if "object" not in kinds:
+        if args.masks is not None:
+            raise UsageError(f"--masks: the recipe draws no masks of objects ({key}: {', '.join(kinds)})")
+        return None
+    if args.masks is None:
+        others = json.dumps(["blob" if kind == "object" else kind for kind in kinds])
+        raise UsageError(
+            "--masks: missing, the recipe masks objects (COCO's instances_*.json, or a folder of masks); or mask "
+            f"random blobs, which are not the paper's: --set '{key}={others}'"
+        )
+    from ..data.object_masks import ObjectMasks
+
+    return ObjectMasks(args.masks)
 
 
 def first_process() -> bool:

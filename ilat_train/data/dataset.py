@@ -1,13 +1,14 @@
-"""Training data: pairs of frames of one clip with their landmarks (Sec. 4, Penn Action protocol), or single images.
+"""Training data: pairs of frames of one clip with their landmarks (Sec. 4, Penn Action protocol).
 
 Sampling has no state: a batch is a function of (seed, step, rank), so a resumed run sees what it would have seen.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import cv2
 import numpy as np
@@ -25,11 +26,20 @@ from ..config import DataConfig
 from ..json_file import read_json
 from ..models.resize import resize
 from ..models.skeleton_mask import skeleton_mask
-from .masks import box_mask, free_form_mask
+from .masks import blob_mask, box_mask, free_form_mask
 from .pose_video import FORMAT, VERSION, Clip
+
+if TYPE_CHECKING:
+    from .object_masks import ObjectMasks
 
 Split = Literal["train", "test"]
 References = Literal["any", "held-out"]
+
+_SHAPES: dict[str, Callable[[int, int, np.random.Generator], npt.NDArray[np.bool_]]] = {
+    "free-form": free_form_mask,
+    "box": box_mask,
+    "blob": blob_mask,
+}
 
 MAX_KEPT = 2 * 2**30
 """Bytes of decoded frames kept in memory; further ones are decoded whenever they are needed."""
@@ -42,7 +52,7 @@ class Batch:
     """Pairs for training.
 
     Attributes:
-        condition, target: float (B, 3, S, S) in [-1, 1], RGB.
+        condition, target: float (B, 3, S, S) in [-1, 1], RGB; a condition that is a sketch has one channel.
         poses: float (B, 2, 13, 3) crop-relative landmarks of condition and target; all invisible without landmarks.
         radius: float (B,) crop-relative radius of the skeleton mask.
     """
@@ -77,7 +87,8 @@ def to_model(image: ByteArray, size: int) -> Tensor:
 
 
 def to_bytes(image: Tensor) -> ByteArray:
-    """Float (3, H, W) in [-1, 1] to uint8 HWC RGB."""
+    """Float (3, H, W), or (1, H, W), in [-1, 1] to uint8 HWC RGB."""
+    image = image.expand(3, -1, -1)
     scaled = ((image.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255)
     result: ByteArray = scaled.permute(1, 2, 0).to(torch.uint8).numpy()
     return result
@@ -248,57 +259,29 @@ class PoseDataset:
         return pairs
 
 
-class ImageFolder:
-    """Single images of a folder, recursively: condition and target are the same image, without landmarks.
+def random_masks(
+    kinds: tuple[str, ...], batch: Batch, random: np.random.Generator, objects: ObjectMasks | None = None
+) -> Tensor:
+    """Bool (B, 1, S, S), one mask of a random kind an image.
+
+    Args:
+        kinds: ``skeleton``, ``free-form``, ``box``, ``blob`` or ``object``, the last drawn from ``objects``.
 
     Raises:
-        InputError: the folder has no image.
-    """
-
-    SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-
-    def __init__(self, root: Path, config: DataConfig, size: int) -> None:
-        self.root, self.config, self.size = root, config, size
-        self.files = sorted(file for file in root.rglob("*") if file.suffix.lower() in self.SUFFIXES)
-        if not self.files:
-            raise InputError(f"{root}: no image in this folder, expected {', '.join(self.SUFFIXES)}")
-
-    def image(self, index: int) -> Tensor:
-        """The middle square of an image, float (3, S, S) in [-1, 1]."""
-        image = cv2.imread(str(self.files[index]), cv2.IMREAD_COLOR)
-        if image is None:
-            raise InputError(f"{self.files[index]}: not an image")
-        height, width = image.shape[:2]
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        square = np.asarray(image[top : top + side, left : left + side, ::-1], np.uint8)
-        return to_model(square, self.size)
-
-    def batch(self, seed: int, step: int, rank: int, size: int, pairs: bool = True) -> Batch:
-        """Random images, each mirrored with the configured probability."""
-        random = generator(seed, step, rank)
-        images = torch.stack([self.image(int(index)) for index in random.integers(len(self.files), size=size)])
-        mirrored = torch.from_numpy(random.random(size) < self.config.flip)
-        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        return Batch(images, images, torch.zeros(size, 2, len(JOINTS), 3), torch.zeros(size))
-
-
-def random_masks(kinds: tuple[str, ...], batch: Batch, random: np.random.Generator) -> Tensor:
-    """Bool (B, 1, S, S), one mask of a random kind an image: ``skeleton``, ``free-form`` or ``box``.
-
-    Raises:
-        InputError: an unknown kind.
+        InputError: an unknown kind, or ``object`` without ``objects``.
     """
     size = batch.target.shape[-1]
     masks = batch.skeleton_mask()
     for row in range(len(masks)):
         kind = kinds[random.integers(len(kinds))]
-        if kind == "free-form":
-            masks[row, 0] = torch.from_numpy(free_form_mask(size, size, random))
-        elif kind == "box":
-            masks[row, 0] = torch.from_numpy(box_mask(size, size, random))
+        if kind in _SHAPES:
+            masks[row, 0] = torch.from_numpy(_SHAPES[kind](size, size, random))
+        elif kind == "object":
+            if objects is None:
+                raise InputError("masks: 'object' needs masks of objects: a folder, or a COCO annotation file")
+            masks[row, 0] = torch.from_numpy(objects.draw(size, random).copy())
         elif kind != "skeleton":
-            raise InputError(f"masks: {kind!r}, expected skeleton, free-form or box")
+            raise InputError(f"masks: {kind!r}, expected skeleton, free-form, box, blob or object")
     return masks
 
 

@@ -1,4 +1,4 @@
-"""Random masks for the tokenizer's masked stage: free-form strokes and boxes.
+"""Random masks for training: free-form strokes, boxes and blobs.
 
 Free-form strokes follow "Free-Form Image Inpainting with Gated Convolution" (Yu et al., 2019, algorithm 1): a pen that
 zigzags along a course. All lengths are relative to the mask's shorter side. The same generator state
@@ -93,6 +93,36 @@ def box_mask(
         spans.append(slice(start, start + length))
     mask[tuple(spans)] = True
     return mask
+
+
+def blob_mask(
+    height: int, width: int, generator: np.random.Generator, extent: tuple[float, float] = (0.1, 0.35)
+) -> BoolArray:
+    """A closed smooth outline anywhere inside the image: a stand-in for objects' shapes where there are none to draw
+    from, not their distribution.
+
+    Args:
+        extent: least and most of the mean radius, relative to the shorter side.
+
+    Returns:
+        bool (height, width), True inside the outline; at least one pixel is.
+
+    Raises:
+        InputError: height or width is below 1.
+    """
+    _check(height, width)
+    angle = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    radius = np.ones_like(angle)
+    for wave in range(2, 6):
+        radius += generator.uniform(0, 0.5) / wave * np.cos(wave * angle + generator.uniform(0, 2 * np.pi))
+    radius *= generator.uniform(*extent) * min(height, width)
+    stretch, turn = generator.uniform(0.6, 1.0), generator.uniform(0, 2 * np.pi)
+    x, y = radius * np.cos(angle), stretch * radius * np.sin(angle)
+    centre = generator.uniform(0.15, 0.85, 2) * (width, height)
+    outline = np.stack([np.cos(turn) * x - np.sin(turn) * y, np.sin(turn) * x + np.cos(turn) * y], 1) + centre
+    mask = np.zeros((height, width), np.uint8)
+    cv2.fillPoly(mask, [np.round(outline).astype(np.int32)], 1)
+    return mask > 0
 
 
 def random_mask(height: int, width: int, generator: np.random.Generator, box_share: float = 0.3) -> BoolArray:

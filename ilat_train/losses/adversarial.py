@@ -13,16 +13,18 @@ MAX_ADAPTIVE_WEIGHT = 1e4
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN (Isola et al., 2017, as VQGAN uses it): float (N, 3, H, W) in [-1, 1] -> one logit for each patch.
+    """PatchGAN (Isola et al., 2017, as VQGAN uses it): float (N, C, H, W) in [-1, 1] -> one logit for each patch.
 
     With ``layers=3`` a logit sees 70×70 pixels and the output is (N, 1, H/8 - 2, W/8 - 2). Positive means real.
     ``norm="none"`` is for small batches, where BatchNorm's statistics say little.
     """
 
-    def __init__(self, channels: int = 64, layers: int = 3, norm: Literal["batch", "none"] = "batch") -> None:
+    def __init__(
+        self, channels: int = 64, layers: int = 3, norm: Literal["batch", "none"] = "batch", in_channels: int = 3
+    ) -> None:
         super().__init__()
         widths = [channels * min(2**level, 8) for level in range(layers + 1)]
-        modules: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
+        modules: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
         for level, (before, after) in enumerate(pairwise(widths), start=1):
             stride = 2 if level < layers else 1
             # BatchNorm's own shift makes the bias superfluous.

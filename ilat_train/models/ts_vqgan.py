@@ -46,6 +46,10 @@ class TSVQGAN(nn.Module):
         masks = MaskPyramid(mask, both_streams) if mask is not None and self.config.two_stream else None
         return self.to_codebook(self.encoder(image, masks)).float()
 
+    def tokens(self, image: Tensor) -> Tensor:
+        """Tokens int64 (B, g*g) of whole images, nothing masked."""
+        return self.quantizer.nearest(self.encode(image))
+
     def token_mask(self, mask: Tensor) -> Tensor:
         """M_q: pixel mask (B, 1, S, S) to bool (B, 1, g, g), True where any pixel of the token's cell is masked."""
         return MaskPyramid(mask).masked(self.config.grid)

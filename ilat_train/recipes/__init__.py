@@ -3,11 +3,11 @@
 from ilat_runtime.errors import InputError
 
 from ..config import Recipe
-from .face import FACE
+from .face import FACE, FACE_SKETCH
 from .pose import POSE
 from .pose_demo import POSE_DEMO
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (POSE, FACE, POSE_DEMO)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (POSE, FACE, FACE_SKETCH, POSE_DEMO)}
 
 
 def recipe(name: str) -> Recipe:
