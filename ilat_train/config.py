@@ -217,6 +217,9 @@ class TokenizerTraining(Strict):
         return self.decoder_start + self.decoder_steps
 
 
+Labels = Literal["two-stream", "plain"]
+
+
 class TransformerTraining(Strict):
     """Steps and rates of the transformer (Sec. 4, Implementation Details)."""
 
@@ -229,6 +232,10 @@ class TransformerTraining(Strict):
     precision: Precision = "32-true"
     masks: tuple[MaskKind, ...] = Field(("skeleton",), min_length=1)
     """Kinds of mask of the target, drawn evenly."""
+    labels: Labels = "two-stream"
+    """Where the tokens under the mask, which are the labels, come from: the full stream of the two (the paper), or the
+    image encoded without a mask. Then a wall has the same tokens in the reference and under the mask, up to its edge.
+    """
     token_pool: int = Field(0, ge=0)
     """Pairs encoded once before training and drawn from; 0 encodes each batch anew."""
 

@@ -20,7 +20,7 @@ from ilat_runtime.errors import InputError
 from ilat_runtime.output_file import replacing
 
 from . import checkpoint
-from .config import Recipe, TransformerConfig
+from .config import Labels, Recipe, TransformerConfig
 from .data.dataset import Batch, TrainingData, generator, random_masks, to_bytes
 from .data.object_masks import ObjectMasks
 from .evaluation.sheet import sample_sheet
@@ -49,16 +49,24 @@ class TokenBatch:
         return TokenBatch(*(fabric.to_device(part) for part in vars(self).values()))
 
 
-def encode(tokenizer: TSVQGAN, batch: Batch, mask: Tensor, sketch_tokenizer: TSVQGAN | None = None) -> TokenBatch:
+def encode(
+    tokenizer: TSVQGAN,
+    batch: Batch,
+    mask: Tensor,
+    sketch_tokenizer: TSVQGAN | None = None,
+    labels: Labels = "two-stream",
+) -> TokenBatch:
     """The condition without a mask, the target with the mask bool (B, 1, S, S) (Fig. 2).
 
-    A condition that is a sketch has a tokenizer of its own. Tokens under the mask come from the full stream and are the
-    labels; the others do not depend on masked pixels.
+    A condition that is a sketch has a tokenizer of its own. Tokens under the mask are the labels and come from the full
+    stream or, by ``labels`` "plain", from the encoder without a mask; the others do not depend on masked pixels.
     """
     with torch.inference_mode():
         condition = (sketch_tokenizer or tokenizer).tokens(batch.condition)
         target = tokenizer.quantizer.nearest(tokenizer.encode(batch.target, mask))
         token_mask = tokenizer.token_mask(mask).flatten(1)
+        if labels == "plain":
+            target = torch.where(token_mask, tokenizer.tokens(batch.target), target)
     # Out of inference mode's tensors, which autograd refuses.
     return TokenBatch(condition.clone(), target.clone(), token_mask.clone(), batch.poses[:, 1].clone())
 
@@ -150,7 +158,7 @@ def train_transformer(
 
     def encoded(images: Batch, random: np.random.Generator) -> TokenBatch:
         mask = fabric.to_device(random_masks(training.masks, images, random, objects))
-        return encode(tokenizer, _on_device(images, fabric), mask, sketch_tokenizer)
+        return encode(tokenizer, _on_device(images, fabric), mask, sketch_tokenizer, training.labels)
 
     frozen = [tokenizer, *([sketch_tokenizer] if sketch_tokenizer is not None else [])]
     pool = _pool(recipe, frozen, data, options, fabric, encoded) if training.token_pool else None
@@ -187,7 +195,7 @@ def train_transformer(
         if done % options.sample_every == 0:
             images = data.batch(options.seed + 2_000_003, 0, 0, SHEET_ROWS)
             mask = random_masks(training.masks, images, generator(options.seed, 2_000_003), objects)
-            record.sheet(done, _sheet(tokenizer, bare, images, mask, sketch_tokenizer))
+            record.sheet(done, _sheet(tokenizer, bare, images, mask, sketch_tokenizer, training.labels))
             model.train()
         if done % options.save_every == 0:
             save(done)
@@ -222,8 +230,9 @@ def _pool(
 ) -> TokenBatch:
     """``token_pool`` training pairs, encoded once and kept in the run's folder; drawn by the seed alone."""
     count, size, file = recipe.transformer_training.token_pool, 8, options.folder / "pool.safetensors"
-    masks = recipe.transformer_training.masks
-    identity = hashlib.sha256(repr((count, options.seed, recipe.data, masks)).encode())
+    training = recipe.transformer_training
+    drawn = (count, options.seed, recipe.data, training.masks, training.labels)
+    identity = hashlib.sha256(repr(drawn).encode())
     for tensor in (tensor for tokenizer in tokenizers for tensor in tokenizer.state_dict().values()):
         identity.update(tensor.cpu().numpy().tobytes())
     key = identity.hexdigest()
@@ -271,14 +280,19 @@ def greedy(model: LocalTransformer, batch: TokenBatch) -> Tensor:
 
 
 def _sheet(
-    tokenizer: TSVQGAN, model: LocalTransformer, images: Batch, mask: Tensor, sketch_tokenizer: TSVQGAN | None
+    tokenizer: TSVQGAN,
+    model: LocalTransformer,
+    images: Batch,
+    mask: Tensor,
+    sketch_tokenizer: TSVQGAN | None,
+    labels: Labels,
 ) -> Any:
     """Reference or sketch, mask, target, the target's own tokens decoded, and the generated tokens decoded."""
     device = next(model.parameters()).device
     images = Batch(*(part.to(device) for part in vars(images).values()))
     model.eval()
     mask = mask.to(device)
-    batch = encode(tokenizer, images, mask, sketch_tokenizer)
+    batch = encode(tokenizer, images, mask, sketch_tokenizer, labels)
     with torch.inference_mode():
         latent = tokenizer.encode(images.target, mask)
         grid = tokenizer.token_mask(mask)

@@ -27,10 +27,11 @@ from ilat_runtime.errors import IlatError, InputError
 from ilat_runtime.image_file import read_image
 from ilat_train import checkpoint
 from ilat_train.config import DataConfig, Recipe
-from ilat_train.data.dataset import PoseDataset
+from ilat_train.data.dataset import Batch, PoseDataset
+from ilat_train.models import TSVQGAN
 from ilat_train.run import RunOptions
 from ilat_train.train_tokenizer import train_tokenizer
-from ilat_train.train_transformer import train_transformer
+from ilat_train.train_transformer import encode, train_transformer
 
 
 @pytest.fixture(scope="module")
@@ -394,3 +395,20 @@ def test_assignments_take_json_and_words() -> None:
     assert recipe.tokenizer_training.masks == ("box",)
     assert (recipe.transformer.numbering, recipe.data.dilation) == ("vanilla", 0.2)
     assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+def test_labels_without_a_mask() -> None:
+    """Breaks when the plain labels see the mask, or when the known tokens see what is under it."""
+    torch.manual_seed(0)
+    tokenizer = TSVQGAN(tiny().tokenizer).eval()
+    with torch.no_grad():
+        tokenizer.quantizer.codebook.normal_()
+    images = torch.rand(2, 3, SIZE, SIZE) * 2 - 1
+    batch = Batch(images, images, torch.zeros(2, 2, 13, 3), torch.zeros(2))
+    mask = torch.zeros(2, 1, SIZE, SIZE, dtype=torch.bool)
+    mask[..., 8:24, 8:24] = True
+    plain, full = (encode(tokenizer, batch, mask, labels=labels) for labels in ("plain", "two-stream"))
+    hidden = plain.token_mask
+    assert torch.equal(plain.target[hidden], tokenizer.tokens(images)[hidden])
+    assert torch.equal(plain.target[~hidden], full.target[~hidden])
+    assert not torch.equal(full.target, plain.target)

@@ -36,7 +36,7 @@ POSE_DEMO = Recipe(
     tokenizer_training=TokenizerTraining(
         plain_steps=1200,
         masked_steps=400,
-        decoder_steps=550,
+        decoder_steps=300,
         batch_size=4,
         rate=1e-3,
         betas=(0.5, 0.9),
@@ -52,11 +52,13 @@ POSE_DEMO = Recipe(
     ),
     transformer_training=TransformerTraining(
         # Encoding a pair costs as much as a training step, and the clips are few: 4,000 pairs are encoded once.
-        steps=1800,
+        steps=3600,
         batch_size=8,
         rate=8e-4,
         warmup=100,
         precision="bf16-mixed",
+        # A wall under the mask then has 66 % of the reference's tokens; with labels of the full stream 50 %.
+        labels="plain",
         token_pool=4000,
     ),
 )
