@@ -183,11 +183,15 @@ def sample(logits: Tensor, top_k: Tensor, temperature: Tensor, uniform: Tensor) 
 
 
 class TransformerGraph(nn.Module):
-    """Appends q tokens to the cache and samples after every one: prefill, a step, or a check of guesses."""
+    """Appends q tokens to the cache and samples after every one: prefill, a step, or a check of guesses.
 
-    def __init__(self, transformer: LocalTransformer) -> None:
+    Args:
+        with_logits: give the logits too, after the cache, to compare models by; no bundle's graph does.
+    """
+
+    def __init__(self, transformer: LocalTransformer, with_logits: bool = False) -> None:
         super().__init__()
-        self.transformer = transformer
+        self.transformer, self.with_logits = transformer, with_logits
 
     def forward(
         self,
@@ -214,8 +218,9 @@ class TransformerGraph(nn.Module):
         allowed = slot_segment[:, None, None, :] <= query_segment[:, None, :, None]
         cache = _BoundCache(past, write_index)
         hidden = self.transformer(tokens, landmarks, positions, allowed, cache)
-        token, log_probability = sample(self.transformer.logits(hidden), top_k, temperature, uniform)
-        return token, log_probability, *cache.present
+        logits = self.transformer.logits(hidden)
+        token, log_probability = sample(logits, top_k, temperature, uniform)
+        return token, log_probability, *cache.present, *((logits,) if self.with_logits else ())
 
 
 __all__ = ["DecoderGraph", "EncoderGraph", "SketchEncoderGraph", "SketchGraph", "TransformerGraph", "sample"]

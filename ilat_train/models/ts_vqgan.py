@@ -60,7 +60,7 @@ class TSVQGAN(nn.Module):
 
     def decode_mixed(self, latent: Tensor, tokens: Tensor, token_mask: Tensor) -> Tensor:
         """Eq. 4: codebook vectors of ``tokens`` (B, g*g) where masked, the latent itself elsewhere, decoded."""
-        quantized = self.quantizer.lookup(tokens, self.config.grid)
+        quantized = self.quantizer.lookup(tokens, latent.shape[-2])
         return self.decode(torch.where(token_mask, quantized, latent))
 
     def forward(
