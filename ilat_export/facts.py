@@ -39,6 +39,7 @@ def read_facts(tokenizer: Path, transformer: Path) -> RunFacts:
         InputError: a key has the wrong type; it is named. Missing keys get defaults.
     """
     image, sequence = _facts(tokenizer), _facts(transformer)
+    parts = (("tokenizer", image), ("transformer", sequence))
     where = f"{transformer / 'config.json'}: facts"
     data = sequence.get("data", {})
     if not isinstance(data, dict):
@@ -61,6 +62,9 @@ def read_facts(tokenizer: Path, transformer: Path) -> RunFacts:
         "transformer_steps": sequence.get("steps"),
         "seed": sequence.get("seed"),
     }
+    imported = {part: facts["imported"] for part, facts in parts if "imported" in facts}
+    if imported:
+        provenance["imported"] = imported
     source = data.get("source")
     if source is not None and not isinstance(source, str):
         raise InputError(f"{where}.data.source: {source!r}, expected the path of a data set")

@@ -127,26 +127,27 @@ class OnnxNetwork:
         side = round(config.image_tokens**0.5)
         if side * side != config.image_tokens:
             raise InputError(f"{config.image_tokens} tokens of an image: graphs are made for square images only")
-        description = manifest.Manifest.model_construct(
-            kind="pose" if config.pose_tokens else "sketch",
-            image_size=side,
-            factor=1,
-            codebook_size=config.codebook_size,
-            latent_channels=1,
-            joints=tuple(str(number) for number in range(config.pose_tokens)) or None,
-            layout=config.blocks,
-            numbering=config.numbering,
-            cache_capacity=config.layout.length + SPARE_SLOTS,
-            layers=config.layers,
-            heads=config.heads,
-            head_size=config.head_size,
-            vocabulary=manifest.Vocabulary(
+        facts: dict[str, Any] = {
+            "kind": "pose" if config.pose_tokens else "sketch",
+            "image_size": side,
+            "factor": 1,
+            "codebook_size": config.codebook_size,
+            "latent_channels": 1,
+            "joints": tuple(str(number) for number in range(config.pose_tokens)) or None,
+            "layout": config.blocks,
+            "numbering": config.numbering,
+            "cache_capacity": config.layout.length + SPARE_SLOTS,
+            "layers": config.layers,
+            "heads": config.heads,
+            "head_size": config.head_size,
+            "vocabulary": manifest.Vocabulary(
                 target_offset=model.target_offset,
                 start_condition=model.start_condition,
                 start_target=model.start_target,
                 pose=model.pose,
             ),
-        )
+        }
+        description = manifest.Manifest.model_construct(**facts)
         inputs, outputs = manifest.signatures(description)["transformer"]
         outputs["logits"] = TensorRecord(dtype="float32", shape=("B", "q", config.codebook_size))
         key = ("transformer",)

@@ -14,6 +14,8 @@ from ilat_runtime.cli.common import Parser, new_parser, run_parser
 COMMANDS: tuple[str, ...] = (
     "ilat_train.commands.fetch",
     "ilat_train.commands.data",
+    "ilat_train.commands.import_",
+    "ilat_train.commands.parity",
     "ilat_train.commands.tokenizer",
     "ilat_train.commands.transformer",
     "ilat_train.commands.evaluate",
@@ -23,7 +25,7 @@ COMMANDS: tuple[str, ...] = (
 
 def build_parser() -> Parser:
     """The whole command line's parser."""
-    parser = new_parser("ilat-train", "Make data sets, train and measure image Local Autoregressive Transformers.")
+    parser = new_parser("ilat-train", "Make data sets, train, import and measure Local Autoregressive Transformers.")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     for name in COMMANDS:
         import_module(name).add_parser(subparsers)

@@ -1,68 +1,28 @@
-"""Whether an imported model computes what the authors' code does: fixtures of their inputs and outputs, compared.
+"""Whether an imported model computes what the authors' code does: every array of a fixture, compared.
 
-A fixture is ``NAME.json`` (the released configuration; every parameter's name and shape) and ``NAME.npz`` (inputs and
-outputs of the released code, float32 on a CPU). The weights are not stored: :func:`stand_in` makes them from a
-parameter's name and shape. Which arrays there are says what is compared.
+Which arrays a fixture has says what is run; see :mod:`ilat_train.importing.fixture`.
 """
 
 from __future__ import annotations
 
 import math
-import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from ilat_runtime.errors import InputError
 
-from .importing.convert import convert
-from .importing.formats import TIED, recognise
-from .json_file import read_json
+from .importing.fixture import Fixture
 from .models import TSVQGAN, LocalTransformer
 from .models.transformer import batch_segments
 
 Array = npt.NDArray[Any]
 TOLERANCE = 1e-3
 """Absolute, on latents, images and logits; also how near two candidates are whose order counts as a tie."""
-
-
-@dataclass(frozen=True)
-class Fixture:
-    """Attributes:
-    name: the file's, without its suffix.
-    config: the released configuration.
-    shapes: of every parameter, by its released name.
-    arrays: the released code's inputs and outputs.
-    """
-
-    name: str
-    config: dict[str, Any]
-    shapes: dict[str, tuple[int, ...]]
-    arrays: dict[str, Array]
-
-    def get(self, name: str, *shape: int | None) -> Array:
-        """An input. Raises InputError where it is missing or of another shape (None: any extent)."""
-        if name not in self.arrays:
-            raise InputError(f"{self.name}.npz: {name}: missing")
-        found = self.arrays[name]
-        if found.ndim != len(shape) or any(
-            want not in (None, have) for want, have in zip(shape, found.shape, strict=True)
-        ):
-            expected = ", ".join("any" if extent is None else str(extent) for extent in shape)
-            raise InputError(f"{self.name}.npz: {name}: shape {found.shape}, expected ({expected})")
-        return found
-
-    def tokens(self, name: str, size: int, *shape: int | None) -> Array:
-        """An input of tokens, int64. Raises InputError as :meth:`get`, or where one is not below ``size``."""
-        found = self.get(name, *shape)
-        if found.dtype.kind not in "iu" or found.size == 0 or found.min() < 0 or found.max() >= size:
-            raise InputError(f"{self.name}.npz: {name}: expected whole numbers from 0 to {size - 1}")
-        return found.astype(np.int64)
 
 
 @dataclass
@@ -90,6 +50,13 @@ class Parity:
 
     arrays: dict[str, Comparison] = field(default_factory=dict)
     unchecked: list[str] = field(default_factory=list)
+    progress: Callable[[str], object] | None = None
+
+    def add(self, name: str, comparison: Comparison) -> None:
+        """Notes a comparison."""
+        self.arrays[name] = comparison
+        if self.progress is not None:
+            self.progress(name)
 
     @property
     def passed(self) -> bool:
@@ -100,65 +67,6 @@ class Parity:
         """For JSON."""
         arrays = {name: each.record() for name, each in self.arrays.items()}
         return {"pass": self.passed, "arrays": arrays, "unchecked": self.unchecked}
-
-
-def read_fixture(file: Path) -> Fixture:
-    """The fixture of ``NAME.json``, with ``NAME.npz`` beside it.
-
-    Raises:
-        InputError: one of the files is missing, damaged or not of this form; it is named.
-    """
-    content = read_json(file, "a fixture's JSON file")
-    config = content.get("config") if isinstance(content, dict) else None
-    parameters = content.get("parameters") if isinstance(content, dict) else None
-    if not isinstance(config, dict) or not isinstance(parameters, dict) or not parameters:
-        raise InputError(f"{file}: not a fixture, expected the objects 'config' and 'parameters'")
-    for name, shape in parameters.items():
-        if not isinstance(shape, list) or not all(isinstance(n, int) and 0 < n < 2**31 for n in shape):
-            raise InputError(f"{file}: parameters.{name}: {shape!r}, expected a list of positive whole numbers")
-    numbers = file.with_suffix(".npz")
-    try:
-        with np.load(numbers, allow_pickle=False) as opened:
-            arrays = {name: opened[name] for name in opened.files}
-    except FileNotFoundError:
-        raise InputError(f"{numbers}: no such file; it belongs to {file.name}") from None
-    except Exception as error:  # damage shows in many ways: a bad archive, a wrong header, an object array
-        raise InputError(f"{numbers}: not an archive of arrays ({error})") from None
-    return Fixture(file.stem, config, {name: tuple(shape) for name, shape in parameters.items()}, arrays)
-
-
-def stand_in(name: str, shape: tuple[int, ...]) -> Tensor:
-    """The parameter's value by the fixtures' rule: normal noise from a generator seeded with the name's CRC-32.
-
-    Noise of two or more axes is divided by the root of what one output sums over, but halved where the name has "emb"
-    in it; a gain is 1 plus a tenth of the noise, any other vector a tenth of it.
-    """
-    seed = np.random.PCG64(zlib.crc32(name.encode()))
-    noise = np.random.Generator(seed).standard_normal(shape, dtype=np.float32)
-    if noise.ndim > 1:
-        fan_in = np.float32(math.sqrt(math.prod(shape[1:])))
-        return torch.from_numpy(noise * np.float32(0.5) if "emb" in name else noise / fan_in)
-    gain = np.float32(1 if name.endswith("weight") else 0)
-    return torch.from_numpy(gain + np.float32(0.1) * noise)
-
-
-def imported(fixture: Fixture) -> TSVQGAN | LocalTransformer:
-    """The fixture's model, by way of a checkpoint's parameters and the same code that imports checkpoints.
-
-    Raises:
-        InputError: the parameters are those of no format, or as :func:`~ilat_train.importing.convert.convert`.
-    """
-    form = recognise(fixture.shapes)
-    if form is None:
-        raise InputError(f"{fixture.name}.json: parameters: of no format that can be imported")
-    parameters: dict[str, Tensor] = {}
-    for name, shape in fixture.shapes.items():
-        first = TIED.get(name, name)
-        shared = parameters.get(first) if fixture.shapes.get(first) == shape else None
-        parameters[name] = stand_in(first, shape) if shared is None else shared
-    known = {"pose_tokens": fixture.arrays["target_pose"].shape[1]} if "target_pose" in fixture.arrays else None
-    where = f"{fixture.name}.json: config"
-    return convert(parameters, form, fixture.config, where, known).model
 
 
 @dataclass(frozen=True)
@@ -245,13 +153,21 @@ class TorchNetwork:
         """See :class:`Network`; the cache is the exported graph's."""
 
 
-def compare(fixture: Fixture, model: TSVQGAN | LocalTransformer, network: Network) -> Parity:
+def compare(
+    fixture: Fixture,
+    model: TSVQGAN | LocalTransformer,
+    network: Network,
+    progress: Callable[[str], object] | None = None,
+) -> Parity:
     """Runs the network on the fixture's inputs and compares every output that there is.
+
+    Args:
+        progress: called with the name of each array that was compared.
 
     Raises:
         InputError: an array is missing or does not fit the model; it is named.
     """
-    result = Parity()
+    result = Parity(progress=progress)
     if isinstance(model, TSVQGAN):
         used = _compare_tokenizer(fixture, model, network, result)
     else:
@@ -282,30 +198,30 @@ def _compare_tokenizer(fixture: Fixture, model: TSVQGAN, network: Network, resul
         latent, found = network.encode(image, mask)
         latents[variant], indices[variant] = latent, found
         if f"latent{variant}" in arrays:
-            result.arrays[f"latent{variant}"] = near(latent, arrays[f"latent{variant}"])
+            result.add(f"latent{variant}", near(latent, arrays[f"latent{variant}"]))
         same = np.ones_like(found, bool)
         if f"indices{variant}" in arrays:
             wanted = fixture.tokens(f"indices{variant}", config.codebook_size, len(image), tokens)
-            result.arrays[f"indices{variant}"] = _same_indices(found, wanted, latent, model)
+            result.add(f"indices{variant}", _same_indices(found, wanted, latent, model))
             same = found == wanted
         if f"quantized{variant}" in arrays:
             # Where a tie went the other way, the vectors differ too; the indices' comparison judges that.
             looked_up, expected = network.lookup(found, rows), arrays[f"quantized{variant}"]
             if expected.shape == looked_up.shape:
                 expected = np.where(same.reshape(len(image), 1, rows, -1), expected, looked_up)
-            result.arrays[f"quantized{variant}"] = near(looked_up, expected)
+            result.add(f"quantized{variant}", near(looked_up, expected))
     given = next((variant for variant in VARIANTS if f"indices{variant}" in arrays), None)
     chosen = arrays[f"indices{given}"].astype(np.int64) if given is not None else next(iter(indices.values()), None)
     for name in QUANTIZED:
         if name in arrays and chosen is not None:
-            result.arrays[name] = near(network.decode(network.lookup(chosen, rows)), arrays[name])
+            result.add(name, near(network.decode(network.lookup(chosen, rows)), arrays[name]))
     if "decoded_latent" in arrays:
         given = next((variant for variant in VARIANTS if f"latent{variant}" in arrays), None)
         if given is None:
             raise InputError(f"{fixture.name}.npz: latent: missing, decoded_latent is decoded from it")
         shape = (len(image), config.codebook_channels, rows, width // config.factor)
         latent = fixture.get(f"latent{given}", *shape).astype(np.float32)
-        result.arrays["decoded_latent"] = near(network.decode(latent), arrays["decoded_latent"])
+        result.add("decoded_latent", near(network.decode(latent), arrays["decoded_latent"]))
     return {"image", "sketch", "mask"}
 
 
@@ -330,15 +246,15 @@ def _compare_transformer(fixture: Fixture, model: LocalTransformer, network: Net
         expected = arrays["attention_mask"] > 0.5
         # One mask is that of the first sample.
         allowed = segment[:, :, None] >= segment[:, None, :]
-        result.arrays["attention_mask"] = _same(allowed if expected.ndim > 2 else allowed[0], expected.squeeze())
+        result.add("attention_mask", _same(allowed if expected.ndim > 2 else allowed[0], expected.squeeze()))
     if "target_logits" in arrays:
         rows = np.arange(arrays["target_logits"].shape[1])
         if "logit_rows" in arrays:
             rows = fixture.tokens("logit_rows", count + 1, None)
-        result.arrays["target_logits"] = near(network.target_logits(inputs, rows), arrays["target_logits"])
+        result.add("target_logits", near(network.target_logits(inputs, rows), arrays["target_logits"]))
     decoded = network.decoded(inputs)
     if decoded is not None:
-        result.arrays["decoded_tokens"] = decoded
+        result.add("decoded_tokens", decoded)
     return {"target_tokens", "condition_tokens", "token_mask", "logit_rows", *poses}
 
 
@@ -370,17 +286,3 @@ def ties(same: Array, gap: Array) -> Comparison:
     """By equality; where values differ, ``gap`` is how far apart the two candidates' scores are."""
     tied = ~same & (gap <= TOLERANCE)
     return Comparison(bool((same | tied).all()), equal=float(same.mean()) if same.size else 1.0, ties=int(tied.sum()))
-
-
-__all__ = [
-    "Comparison",
-    "Fixture",
-    "Network",
-    "Parity",
-    "Sequences",
-    "TorchNetwork",
-    "compare",
-    "imported",
-    "read_fixture",
-    "stand_in",
-]

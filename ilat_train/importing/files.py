@@ -32,7 +32,7 @@ BOOKKEEPING = re.compile(
 
 @dataclass
 class Contents:
-    """A checkpoint's parameters by their names, and what was passed over, by its first word, with its number of tensors."""
+    """Parameters by name, and what was passed over: first words of names, and how many tensors each stands for."""
 
     parameters: dict[str, Tensor]
     passed_over: dict[str, int] = field(default_factory=dict)

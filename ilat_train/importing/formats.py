@@ -16,6 +16,7 @@ class Format:
     Attributes:
         about: one line for the help.
         kind: ``tokenizer`` or ``transformer``.
+        part: the folder of a run that it belongs in.
         values: of the configuration, fixed by the code that the checkpoint comes from.
         marks: parameters that checkpoints of this format have, and ``absent`` ones that they do not have: together
             they tell it from the others.
@@ -23,6 +24,7 @@ class Format:
 
     about: str
     kind: str
+    part: str
     values: Mapping[str, Any]
     marks: tuple[str, ...]
     absent: tuple[str, ...] = ()
@@ -40,11 +42,13 @@ FORMATS: dict[str, Format] = {
     "taming-vqgan": Format(
         "CompVis's VQGAN f16",
         "tokenizer",
+        "tokenizer",
         {"attention": True, "norm": "group", "downsample_kernel": 3, "tanh": False, "leaky": True},
         ("encoder.conv_in.weight", _NORM, CODEBOOK),
     ),
     "ilat-face": Format(
         "the authors' two-stream VQGAN of face images",
+        "tokenizer",
         "tokenizer",
         _FACE,
         ("encoder.conv_in.weight", CODEBOOK),
@@ -53,11 +57,13 @@ FORMATS: dict[str, Format] = {
     "ilat-sketch": Format(
         "the authors' VQGAN of sketches",
         "tokenizer",
+        "sketch-tokenizer",
         _FACE | {"in_channels": 1, "black": 0, "widening": "resampling", "two_stream": False},
         ("encoder.conv_in.1.weight", CODEBOOK),
     ),
     "ilat-transformer": Format(
         "the authors' transformer for faces",
+        "transformer",
         "transformer",
         _TRANSFORMER | {"blocks": ("condition", "target"), "pose_tokens": 0},
         ("pos_emb.weight", "z_bias"),
@@ -65,6 +71,7 @@ FORMATS: dict[str, Format] = {
     ),
     "ilat-pose": Format(
         "the authors' transformer for poses",
+        "transformer",
         "transformer",
         _TRANSFORMER | {"blocks": ("source_pose", "condition", "pose", "target"), "pose_tokens": len(JOINTS)},
         ("pos_emb.weight", "z_bias", _POINT),

@@ -29,7 +29,7 @@ def parts(model: TSVQGAN | LocalTransformer) -> dict[str, tuple[Part, ...]]:
     rows = {name: tensor.shape[0] for name, tensor in model.state_dict().items()}
     if isinstance(model, LocalTransformer):
         return _transformer(model, rows)
-    result = {}
+    result: dict[str, tuple[Part, ...]] = {}
     for ours, theirs in _modules(model):
         # A codebook is a parameter itself; elsewhere the pair names modules, with a weight and a bias.
         for name in (name for name in rows if name == ours or name.startswith(f"{ours}.")):

@@ -1,4 +1,4 @@
-"""A model's configuration read off the shapes of its parameters, checked against the authors' own where that is given."""
+"""A model's configuration, read off its parameters' shapes and checked against the authors' own where it is given."""
 
 from __future__ import annotations
 
