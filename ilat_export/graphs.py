@@ -71,8 +71,7 @@ class SketchEncoderGraph(EncoderGraph):
             As :class:`EncoderGraph`, and the sketch's tokens int64 (B, n).
         """
         size = self.sketch_tokenizer.config.image_size
-        black = self.sketch_tokenizer.config.black
-        lines = resize(sketch.float()[:, None], (size, size)) * ((1 - black) / 255) + black
+        lines = resize(sketch.float()[:, None], (size, size)) / 127.5 - 1
         return *super().forward(image, mask), self.sketch_tokenizer.tokens(lines)
 
 

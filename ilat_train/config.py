@@ -28,8 +28,6 @@ class TokenizerConfig(Strict):
 
     image_size: int = Field(256, ge=1)
     in_channels: int = Field(3, ge=1)
-    black: Literal[-1, 0] = -1
-    """Value of a black pixel; a white one is 1. The authors' sketches are in [0, 1]."""
     channels: int = Field(128, ge=1)
     multipliers: tuple[int, ...] = Field((1, 1, 2, 2, 4), min_length=1)
     res_blocks: int = Field(2, ge=1)

@@ -78,22 +78,6 @@ def test_onnx_is_pytorch(loaded: Loaded) -> None:
     assert len(np.unique(condition)) > 1
 
 
-def test_black_is_the_sketch_tokenizers_own() -> None:
-    """Sketches in [0, 1] and in [-1, 1] are one configuration value apart; breaks when it is not looked at."""
-    tokenizer, _ = models("sketch")
-    other = sketch_tokenizer()
-    other.config = other.config.model_copy(update={"black": 0})
-    lines = torch.from_numpy(drawing()[None])
-    image, mask = torch.from_numpy(IMAGE[None]), torch.zeros(1, 96, 96, dtype=torch.uint8)
-    with torch.inference_mode():
-        scaled = [SketchEncoderGraph(tokenizer, model)(image, mask, lines)[4] for model in (sketch_tokenizer(), other)]
-        size = other.config.image_size
-        rescaled = cv2.resize(drawing(), (size, size), interpolation=cv2.INTER_AREA)[None, None] / np.float32(255)
-        expected = other.quantizer.nearest(other.encode(torch.from_numpy(rescaled)))
-    assert not torch.equal(*scaled)
-    assert (scaled[1] == expected).float().mean() > 0.7
-
-
 def test_generated_tokens_are_those_of_one_whole_pass(editor: Editor) -> None:
     """Breaks when the sketch's tokens are not the condition that the transformer sees."""
     lines = drawing()
@@ -289,6 +273,8 @@ def test_a_saved_sketch_gives_the_same_edit(edit: Callable[..., tuple[int, str, 
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
+        (["--mask", "mask.png", "--pose", "no.json", "--out", "a.png"], 2, "a sketch, it takes no pose"),
+        (["--mask", "mask.png", "--poses", "no.json", "--out", "a.mp4"], 2, "--poses: the bundle 'tiny-sketch'"),
         (["--out", "a.png"], 2, "--mask is missing: the bundle 'tiny-sketch' (kind 'sketch') wants a mask"),
         (["--mask", "mask.png", "--sketch", "small.png", "--out", "a.png"], 1, "small.png: the sketch is 10x10 pixels"),
         (["--mask", "mask.png", "--sketch", "no.png", "--out", "a.png"], 1, "no.png: no such file"),

@@ -17,7 +17,7 @@ from ..editor import Editor, Result
 from ..errors import InputError
 from ..image_file import IMAGE_SUFFIXES, BoolArray, ByteArray, read_image, read_mask, read_sketch, write_image
 from ..jobs import wanted
-from ..manifest import Manifest
+from ..manifest import Manifest, load_manifest
 from ..output_file import check_output
 from ..pose_file import PoseFile, read_poses
 from ..video_file import VIDEO_SUFFIXES, VideoWriter
@@ -111,13 +111,13 @@ def edit(args: argparse.Namespace) -> int:
         check_output(args.compare, IMAGE_SUFFIXES, args.force)
     if args.save_sketch:
         check_output(args.save_sketch, IMAGE_SUFFIXES, args.force)
+    _check_kind(args, load_manifest(args.bundle))
     image = read_image(args.image)
     size = (image.shape[1], image.shape[0])
     mask = read_mask(args.mask, size) if args.mask else None
     sketch = read_sketch(args.sketch, size) if args.sketch else None
     file, poses, reference = _read_poses(args, image)
     editor = Editor(args.bundle, args.backend, args.threads)
-    _check_kind(args, editor.manifest)
     if args.poses:
         fps = args.fps or (file.fps if file else None) or DEFAULT_FPS
         return _sequence(args, out, editor, image, mask, poses, reference, fps)
@@ -143,6 +143,8 @@ def _check_usage(args: argparse.Namespace) -> None:
         raise UsageError(f"--out {args.out}: --poses makes a video, expected a name that ends in {VIDEO_SUFFIXES[0]}")
     if not args.poses and suffix in VIDEO_SUFFIXES:
         raise UsageError(f"--out {args.out}: a video needs --poses, a pose file with a sequence")
+    if args.reference_pose and not (args.pose or args.poses):
+        raise UsageError("--reference-pose: only with --pose or --poses")
     if args.fps is not None and not args.poses:
         raise UsageError("--fps: only with --poses")
     written: dict[Path, str] = {}
@@ -157,8 +159,6 @@ def _read_poses(
     """The pose file, its poses and the reference's pose, checked against the image."""
     path = args.poses or args.pose
     if path is None:
-        if args.reference_pose:
-            raise UsageError("--reference-pose: only with --pose or --poses")
         return None, [], None
     file = _matching(path, image)
     if args.pose and len(file.poses) != 1:

@@ -55,10 +55,11 @@ FORMATS: dict[str, Format] = {
         (_NORM,),
     ),
     "ilat-sketch": Format(
+        # Of sketches in [-1, 1], as the released data loader has them.
         "the authors' VQGAN of sketches",
         "tokenizer",
         "sketch-tokenizer",
-        _FACE | {"in_channels": 1, "black": 0, "widening": "resampling", "two_stream": False},
+        _FACE | {"in_channels": 1, "widening": "resampling", "two_stream": False},
         ("encoder.conv_in.1.weight", CODEBOOK),
     ),
     "ilat-transformer": Format(

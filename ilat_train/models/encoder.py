@@ -12,7 +12,7 @@ from .two_stream import Downsample, TwoStreamConv2d
 
 
 class Encoder(nn.Module):
-    """Image (B, in_channels, S, S) in [black, 1] to features (B, latent_channels, g, g)."""
+    """Image (B, in_channels, S, S) in [-1, 1] to features (B, latent_channels, g, g)."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()

@@ -25,7 +25,7 @@ class Reconstruction:
 
 
 class TSVQGAN(nn.Module):
-    """Images float (B, in_channels, S, S) in [black, 1], RGB; pixel masks bool (B, 1, S, S), True where masked."""
+    """Images float (B, in_channels, S, S) in [-1, 1], RGB or grey; pixel masks bool (B, 1, S, S), True where masked."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
