@@ -8,7 +8,7 @@ training changes all of them, and the model is the same.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .transformer import LocalTransformer
 
 SHARPNESS = 1.25
-"""Gain of the copying heads' queries and keys: the right place gets nearly all of the attention, its neighbours some."""
+"""Gain of the copying heads' queries and keys: the right place gets nearly all of the attention."""
 PREFERENCE = 10.0
 """Of the copying heads for the condition over all other tokens."""
 
@@ -42,7 +42,7 @@ def grid_positions(tokens: int, width: int, deviation: float) -> Tensor:
 
 @torch.no_grad()
 def start_by_copying(model: LocalTransformer, deviation: float) -> None:
-    """Sets positions, the first layer's attention and the head; for models whose condition and target share a vocabulary.
+    """Sets positions, the first layer's attention and the head. Condition and target must share a vocabulary.
 
     Half of the first layer's heads compare positions, prefer the condition, and pass on the token found there, which
     the head, starting from the identity, reads off.
@@ -67,7 +67,8 @@ def start_by_copying(model: LocalTransformer, deviation: float) -> None:
     places, marker = directions[:rank], directions[rank]
     model.position[condition] += marker * (deviation * width**0.5)
 
-    first = model.blocks[0].attention
+    blocks: list[Any] = list(model.blocks)
+    first = blocks[0].attention
     weight, bias = first.qkv.weight.view(3, config.heads, size, width), first.qkv.bias.view(3, config.heads, size)
     mixed = torch.linalg.qr(torch.randn(width, width))[0]
     for head in range(copying):
@@ -79,7 +80,7 @@ def start_by_copying(model: LocalTransformer, deviation: float) -> None:
         weight[2, head] = mixed[channels]
         first.project.weight[:, channels] = mixed[channels].T
     # What the other layers add at first must not drown what was copied.
-    for layer, block in enumerate(model.blocks):
+    for layer, block in enumerate(blocks):
         scale = (2 * config.layers) ** -0.5
         if layer:
             block.attention.project.weight *= scale

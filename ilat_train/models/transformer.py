@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ilat_runtime.errors import InputError
 from ilat_runtime.segments import segments
 
 from ..config import TransformerConfig
