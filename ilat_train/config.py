@@ -263,6 +263,8 @@ class Recipe(Strict):
             raise ValueError(f"transformer.image_tokens {found} must be the tokenizer's {grid}² = {grid**2}")
         if self.transformer.codebook_size != self.tokenizer.codebook_size:
             raise ValueError("transformer.codebook_size must equal tokenizer.codebook_size")
+        if "source_pose" in self.transformer.blocks:
+            raise ValueError("transformer.blocks: 'source_pose' is of imported models; training has no such landmarks")
         for part in ("tokenizer_training", "transformer_training"):
             if self.task != "pose" and "skeleton" in getattr(self, part).masks:
                 raise ValueError(f"{part}.masks: 'skeleton' needs landmarks, which task {self.task!r} has not")

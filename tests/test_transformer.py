@@ -26,6 +26,13 @@ CONFIG = TransformerConfig(
 NUMBERINGS = ["local", "released", "vanilla"]
 
 
+def test_the_source_pose_is_not_trained() -> None:
+    """Breaks when a recipe with that block trains on landmarks that are all zero."""
+    blocks = ("source_pose", "condition", "pose", "target")
+    with pytest.raises(ValidationError, match="'source_pose' is of imported models"):
+        Recipe(name="x", transformer=TransformerConfig(blocks=blocks))
+
+
 def wide(config: TransformerConfig, seed: int = 0) -> LocalTransformer:
     """Random weights wider than training starts from, so that every dependence shows."""
     torch.manual_seed(seed)
