@@ -19,6 +19,7 @@ from ilat_runtime.cli.common import (
     Parser,
     UsageError,
     add_output_options,
+    emit,
     new_parser,
     run_parser,
     shows_progress,
@@ -29,7 +30,8 @@ from ilat_runtime.manifest import FILE_NAME as MANIFEST
 from ilat_runtime.manifest import load_manifest
 from ilat_train.config import SKETCH_TOKENIZER
 
-from .report import report_conversion, report_export
+from .limits import Limits
+from .report import Said, report_conversion, report_engines, report_export
 
 if TYPE_CHECKING:
     from .sample import Sample
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 PARTS = ("tokenizer", "transformer")
 HELD_OUT = 8
 """Held-out pairs that the graphs are verified on."""
+LIMITS = Limits()
 PRECISIONS = {
     "fp16": "half precision in the graphs, for TensorRT and CUDA; what needs float32 keeps it",
     "int8": "8-bit weights in the transformer, for CPUs",
@@ -51,8 +54,9 @@ def build_parser() -> Parser:
         "ilat-export",
         "Write a trained model as a bundle: ONNX graphs and a manifest. Every graph is compared with PyTorch on random "
         "and real inputs; a bundle that misses its tolerance is not written. With --fp16, --int8 or --int4, another "
-        "precision of a model or of a bundle, compared with float32 on real inputs. "
-        "Example: ilat-export runs/me --out bundles/me; ilat-export bundles/me --fp16 --out bundles/me-fp16",
+        "precision of a model or of a bundle, compared with float32 on real inputs. With --engine, engines for NVIDIA "
+        "GPUs in the bundle. Example: ilat-export runs/me --out bundles/me; ilat-export bundles/me --fp16 --engine "
+        "tensorrt-rtx --compute-capability 86 89 120 --out bundles/me-fp16",
     )
     add = parser.add_argument
     add(
@@ -67,6 +71,23 @@ def build_parser() -> Parser:
     precision = parser.add_mutually_exclusive_group()
     for name, meaning in PRECISIONS.items():
         precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=meaning)
+    add(
+        "--kv-cache",
+        choices=("in-place", "concat"),
+        help="concat: graphs in operators of opset 20, which write the cache anew in each call, for JetPack 6.2's "
+        "TensorRT 10.3 and ONNX Runtime before 1.25",
+    )
+    add("--engine", choices=("tensorrt", "tensorrt-rtx"), help="also build engines, in the folder engines of --out")
+    add(
+        "--compute-capability",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="GPUs that the engines are for, as 86 89 120; tensorrt-rtx only. Default: any from Ampere on, compiled "
+        "when loaded",
+    )
+    add("--max-batch", type=int, metavar="N", help=f"largest batch that the engines take ({LIMITS.batch})")
+    add("--max-crop", type=int, metavar="N", help=f"largest side of a crop in pixels that they take ({LIMITS.crop})")
     add(
         "--weights",
         choices=("float16", "float32"),
@@ -99,22 +120,70 @@ def export(args: argparse.Namespace) -> int:
     from .destination import check_destination
 
     bundled = (args.source / MANIFEST).is_file()
-    if bundled and args.precision is None:
-        raise UsageError(f"{args.source}: is a bundle already; say what to make of it: --fp16, --int8 or --int4")
-    if (bundled or args.precision) and args.weights:
-        raise UsageError("--weights: only for a run, without --fp16, --int8 and --int4")
+    _check_usage(args, bundled)
+    converts = args.precision or args.kv_cache == "concat"
+    if bundled and not converts:
+        _build(args, None, begun)
+        return DONE
     check_destination(args.out, args.force)
     if bundled:
-        _convert(args, args.source, None, begun)
-    elif args.precision:
+        said = _convert(args, args.source, None, begun)
+    elif converts:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.", dir=args.out.parent) as folder:
             exported = _export_run(args, Path(folder) / "float32")
-            _convert(args, exported.folder, exported, begun)
+            said = _convert(args, exported.folder, exported, begun)
     else:
         exported = _export_run(args, args.out)
-        report_export(args, exported.found, exported.source, exported.kind, time.perf_counter() - begun)
+        said = report_export(args, exported.found, exported.source, exported.kind, time.perf_counter() - begun)
+    if args.engine:
+        _build(args, said, begun)
+    else:
+        emit(args, *said)
     return DONE
+
+
+def _check_usage(args: argparse.Namespace, bundled: bool) -> None:
+    """Raises UsageError for flags that do not go together."""
+    converts = args.precision or args.kv_cache == "concat"
+    if bundled and not converts and not args.engine:
+        raise UsageError(
+            f"{args.source}: is a bundle already; say what to make of it: --fp16, --int8, --int4, --kv-cache concat or "
+            "--engine"
+        )
+    if (bundled or converts) and args.weights:
+        raise UsageError("--weights: only for a run, without --fp16, --int8, --int4 and --kv-cache concat")
+    for flag in ("compute_capability", "max_batch", "max_crop"):
+        if getattr(args, flag) is not None and not args.engine:
+            raise UsageError(f"--{flag.replace('_', '-')}: only with --engine")
+    for flag in ("max_batch", "max_crop"):
+        if getattr(args, flag) is not None and not 1 <= getattr(args, flag) <= 16384:
+            raise UsageError(f"--{flag.replace('_', '-')}: {getattr(args, flag)}, expected a number from 1 to 16384")
+    if args.engine and args.precision in ("int8", "int4"):
+        raise UsageError(f"--{args.precision}: for ONNX Runtime on CPUs; --engine goes with --fp16 or float32")
+
+
+def _build(args: argparse.Namespace, said: Said | None, begun: float) -> None:
+    """Builds the engines of the bundle ``--out``, which is a copy of the source where nothing was converted."""
+    from .destination import check_destination
+    from .engine import build_engines, copy_bundle
+
+    if said is None and args.out.resolve() != args.source.resolve():
+        check_destination(args.out, args.force)
+        copy_bundle(args.source, args.out)
+    limits = Limits(batch=args.max_batch or LIMITS.batch, crop=args.max_crop or LIMITS.crop)
+    if load_manifest(args.out).precision.compute == "float32":
+        _say(args, "the bundle computes in float32; --fp16 halves the engines' size and the time of a token")
+    with _progress(args, len(load_manifest(args.out).graphs.by_name)) as progress:
+        folder, record, built = build_engines(
+            args.out,
+            args.engine,
+            args.compute_capability or (),
+            limits,
+            force=args.force,
+            progress=progress,
+        )
+    emit(args, *report_engines(args, said, folder, record, built, time.perf_counter() - begun))
 
 
 @dataclass(frozen=True)
@@ -183,9 +252,9 @@ def _export_run(args: argparse.Namespace, out: Path) -> _Exported:
     return _Exported(out, found, samples, source, kind)
 
 
-def _convert(args: argparse.Namespace, bundle: Path, exported: _Exported | None, begun: float) -> None:
-    """Writes the bundle ``--out`` in another precision, and reports."""
-    from .precision import FLOORS, STAGES, convert_bundle
+def _convert(args: argparse.Namespace, bundle: Path, exported: _Exported | None, begun: float) -> Said:
+    """Writes the bundle ``--out`` in another precision or in older operators."""
+    from .precision import FLOORS, STAGES, Precision, convert_bundle
 
     manifest = load_manifest(bundle)
     posed, rule = manifest.kind == "pose", manifest.crop
@@ -198,13 +267,23 @@ def _convert(args: argparse.Namespace, bundle: Path, exported: _Exported | None,
         samples, source = _real_inputs(args.data, margins, manifest.image_size, posed, HELD_OUT)
     _say(args, f"compared with float32 on {source}")
     name = args.name or args.out.resolve().name
+    precision: Precision = args.precision or "fp32"
     with _progress(args, len(STAGES)) as progress:
         loss, missed = convert_bundle(
-            bundle, args.out, args.precision, samples, name=name, force=args.force, progress=progress
+            bundle,
+            args.out,
+            precision,
+            samples,
+            older=args.kv_cache == "concat",
+            name=name,
+            force=args.force,
+            progress=progress,
         )
     if missed:
         _say(args, f"below the floor: {missed}; written all the same because of --force")
-    report_conversion(args, loss, FLOORS[args.precision], source, manifest.kind, time.perf_counter() - begun)
+    return report_conversion(
+        args, precision, loss, FLOORS[precision], source, manifest.kind, time.perf_counter() - begun
+    )
 
 
 @contextmanager

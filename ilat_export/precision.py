@@ -1,4 +1,4 @@
-"""A float32 bundle to one of another precision, compared with it on real inputs before it is written."""
+"""A float32 bundle in another precision or in older operators, compared with it on real inputs before it is written."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import onnx
 
@@ -15,15 +15,16 @@ from ilat_runtime.backends import Backend, choose
 from ilat_runtime.errors import InputError
 from ilat_runtime.manifest import Manifest
 
+from . import older_ops
 from .compare import Loss, compare
 from .destination import check_destination, replacing_folder
 from .half import KEPT, rounded, to_half
-from .sample import Sample
+from .sample import Graphs, Sample
 from .to_onnx import save, store_half
 from .verify import VerificationError
 from .weight_only import quantize
 
-Precision = Literal["fp16", "int8", "int4"]
+Precision = Literal["fp32", "fp16", "int8", "int4"]
 Progress = Callable[[str, int], None]
 """Called with the stage that begins and the number of stages that are done; at the end with ``"done"``."""
 
@@ -52,6 +53,7 @@ class Floor:
 
 
 FLOORS: dict[Precision, Floor] = {
+    "fp32": Floor(0.999, 0.999, 50),
     "fp16": Floor(0.99, 0.99, 40),
     "int8": Floor(0.99, 0.97, 40),
     "int4": Floor(0.99, 0.80, 40),
@@ -64,15 +66,17 @@ def convert_bundle(
     precision: Precision,
     samples: Sequence[Sample],
     *,
+    older: bool = False,
     name: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Loss, str | None]:
-    """Writes the bundle ``out``: that of ``source`` in another precision.
+    """Writes the bundle ``out``: that of ``source`` in another precision, in older operators, or both.
 
     Args:
-        source: a bundle that computes in float32.
+        source: a bundle that computes in float32, with graphs that :mod:`ilat_export.bundle` made.
         samples: real inputs to compare the two on.
+        older: write graphs in operators of opset 20, see :mod:`ilat_export.older_ops`.
         name: the model's name; None: that of the source.
         force: replace a bundle that is there, and write one that is below its floor.
         progress: called as each of :data:`STAGES` begins.
@@ -99,20 +103,22 @@ def convert_bundle(
             f"{source}: precision: computes in {known.precision.compute} with {known.precision.weights} weights; "
             "expected a float32 bundle, as ilat-export writes without --fp16, --int8 or --int4"
         )
+    if known.graphs.transformer.opset == older_ops.OPSET:
+        raise InputError(f"{source}: graphs.transformer.opset: {older_ops.OPSET}, expected graphs of today's operators")
     backend = choose("onnxruntime").backend
     graphs = {key: backend.load(source / record.file, record) for key, record in known.graphs.by_name.items()}
     with replacing_folder(out) as folder:
         report(STAGES[0], 0)
-        changed = _converted(source, folder, known, precision)
+        changed = _converted(source, folder, known, precision, older)
         report(STAGES[1], 1)
         others = {key: backend.load(folder / r.file, r) for key, r in changed.graphs.by_name.items()}
         loss = compare(known, graphs, others, samples)
         if precision == "fp16":
-            loss = loss.worst(_rounding_loss(source, known, backend, graphs, samples))
+            loss = loss.worst(_rounding_loss(source, known, backend, graphs, samples, older))
         floor = FLOORS[precision]
         missed = floor.missed(loss)
         if missed and not force:
-            raise VerificationError(f"--{precision}: {missed}; no bundle was written (--force writes it all the same)")
+            raise VerificationError(f"{precision}: {missed}; no bundle was written (--force writes it all the same)")
         record = {"precision": precision, **loss.record(), "floor": asdict(floor), "below_floor": missed is not None}
         if precision == "fp16":
             record["kept_float32"] = list(KEPT)
@@ -124,34 +130,44 @@ def convert_bundle(
     return loss, missed
 
 
-def _converted(source: Path, folder: Path, known: Manifest, precision: Precision) -> Manifest:
+def _converted(source: Path, folder: Path, known: Manifest, precision: Precision, older: bool) -> Manifest:
     """Writes the graphs to ``folder``; returns the manifest that goes with them."""
-    converted: dict[str, Any] = {"compute": "float32", "weights": known.precision.weights}
-    converted |= {"compute": "float16", "weights": "float16"} if precision == "fp16" else {"weights": precision}
+    converted = known.precision.model_dump()
+    if precision == "fp16":
+        converted = {"compute": "float16", "weights": "float16"}
+    elif precision in BITS:
+        converted["weights"] = precision
     changed = known.model_copy(update={"precision": manifest.Precision.model_validate(converted)})
     records, files = {}, {}
     for name, (inputs, outputs) in manifest.signatures(changed).items():
-        graph = known.graphs.by_name[name]
-        model = onnx.load(source / graph.file)
+        opset = older_ops.OPSET if older else known.graphs.by_name[name].opset
+        model = _loaded(source, known, name, older)
         # The sketch's threshold is steep, and it is drawn once for an edit: it stays float32.
         if precision == "fp16" and name != "sketch":
-            model = store_half(to_half(model))
+            model = to_half(model)
         elif precision in BITS and name == "transformer":
-            model = store_half(quantize(model, BITS[precision]))
+            model = quantize(model, BITS[precision])
         file = f"{name}.onnx"
-        save(model, folder / file)
+        save(store_half(model) if converted["weights"] != "float32" else model, folder / file)
         files[file] = manifest.file_record(folder / file)
-        records[name] = manifest.Graph(file=file, opset=graph.opset, inputs=inputs, outputs=outputs)
+        records[name] = manifest.Graph(file=file, opset=opset, inputs=inputs, outputs=outputs)
     return changed.model_copy(update={"graphs": manifest.Graphs(**records), "files": files})
 
 
-def _rounding_loss(source: Path, known: Manifest, backend: Backend, graphs: Any, samples: Sequence[Sample]) -> Loss:
+def _loaded(source: Path, known: Manifest, name: str, older: bool) -> onnx.ModelProto:
+    model = onnx.load(source / known.graphs.by_name[name].file)
+    return older_ops.older_ops(model) if older else model
+
+
+def _rounding_loss(
+    source: Path, known: Manifest, backend: Backend, graphs: Graphs, samples: Sequence[Sample], older: bool
+) -> Loss:
     """Of the float16 graphs where each result is rounded; the CPU's kernels round less, see :func:`half.rounded`."""
     with tempfile.TemporaryDirectory() as folder:
         others = dict(graphs)
         for name, record in known.graphs.by_name.items():
             if name != "sketch":
                 path = Path(folder) / f"{name}.onnx"
-                save(rounded(onnx.load(source / record.file)), path)
-                others[name] = backend.load(path, record)
+                save(rounded(_loaded(source, known, name, older)), path)
+                others[name] = backend.load(path, record.model_copy(update={"opset": older_ops.OPSET} if older else {}))
         return compare(known, graphs, others, samples)

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ilat_runtime.cli.common import emit, human_size, human_time
+from ilat_runtime.cli.common import human_size, human_time
+from ilat_runtime.manifest import load_manifest
 
 from .destination import size
 
 if TYPE_CHECKING:
+    from ilat_runtime.engines import Engines
+
     from .compare import Loss
+    from .engine import Built
     from .precision import Floor
     from .verify import Verification
 
 
-def report_export(args: argparse.Namespace, found: Verification, source: str, kind: str, seconds: float) -> None:
+Said = tuple[str, dict[str, Any]]
+"""A report as text for people and as JSON."""
+
+
+def report_export(args: argparse.Namespace, found: Verification, source: str, kind: str, seconds: float) -> Said:
     """What an export found, as a table or JSON."""
     graphs: dict[str, dict[str, Any]] = {
         "encoder": {"largest_error": found.latent_error, "of": "latents", "equal_tokens": found.encoder_tokens},
@@ -52,12 +60,12 @@ def report_export(args: argparse.Namespace, found: Verification, source: str, ki
         "verified_on": source,
         "next": edit,
     }
-    emit(args, "\n".join(text), data)
+    return "\n".join(text), data
 
 
 def report_conversion(
-    args: argparse.Namespace, loss: Loss, floor: Floor, source: str, kind: str, seconds: float
-) -> None:
+    args: argparse.Namespace, precision: str, loss: Loss, floor: Floor, source: str, kind: str, seconds: float
+) -> Said:
     """What another precision lost, as a table or JSON."""
     total, edit = size(args.out), _edit(args.out, kind)
     psnr = "identical" if loss.psnr is None else f"{loss.psnr:.1f} dB"
@@ -71,12 +79,12 @@ def report_conversion(
     ]
     text = [
         *_table(rows),
-        f"{args.out}: {args.precision}, {human_size(total)}, in {human_time(seconds)}",
+        f"{args.out}: {precision}, {human_size(total)}, in {human_time(seconds)}",
         f"next: {edit}",
     ]
     data = {
         "out": str(args.out),
-        "precision": args.precision,
+        "precision": precision,
         "bytes": total,
         "seconds": round(seconds, 3),
         "against_float32": loss.record(),
@@ -85,7 +93,52 @@ def report_conversion(
         "compared_on": source,
         "next": edit,
     }
-    emit(args, "\n".join(text), data)
+    return "\n".join(text), data
+
+
+def report_engines(
+    args: argparse.Namespace,
+    said: Said | None,
+    folder: Path,
+    record: Engines,
+    built: Mapping[str, Built],
+    seconds: float,
+) -> Said:
+    """What was built, after what was ``said`` of the bundle."""
+    manifest = load_manifest(args.out)
+    cache = 2 * manifest.layers * manifest.heads * manifest.cache_capacity * manifest.head_size
+    cache *= 2 if manifest.precision.compute == "float16" else 4
+    rows = [("engine", "size", "layers", "cache updates", "attentions", "memory", "time")]
+    for name, part in built.items():
+        memory = "asked on the GPU" if part.device_bytes is None else human_size(part.device_bytes)
+        counts = (str(part.layers), str(part.cache_layers), str(part.attentions))
+        rows.append((name, human_size(part.bytes), *counts, memory, human_time(part.seconds)))
+    total = sum(part.bytes for part in built.values())
+    targets = ", ".join(record.targets) or "GPUs from Ampere on, compiled when loaded"
+    next_command = f"ilat-doctor {shlex.quote(str(args.out))}"
+    text = [
+        *_table(rows),
+        f"{folder}: {record.flavour} {record.version}, {record.precision}, for {targets}",
+        f"{human_size(total)} in {human_time(seconds)}; a cache takes {human_size(cache)} of the GPU's memory",
+        f"next: {next_command}",
+    ]
+    data = {
+        "out": str(args.out),
+        "engines": str(folder),
+        "flavour": record.flavour,
+        "version": record.version,
+        "targets": list(record.targets),
+        "precision": record.precision,
+        "bytes": total,
+        "cache_bytes": cache,
+        "seconds": round(seconds, 3),
+        "graphs": {name: asdict(part) for name, part in built.items()},
+        "next": next_command,
+    }
+    if said is not None:
+        # Without its last line, the next command.
+        return "\n".join([*said[0].splitlines()[:-1], *text]), {**said[1], **data, "bundle_bytes": said[1]["bytes"]}
+    return "\n".join(text), data
 
 
 def _edit(bundle: Path, kind: str) -> str:
