@@ -52,7 +52,7 @@ POSE_DEMO = Recipe(
     ),
     transformer_training=TransformerTraining(
         # Encoding a pair costs as much as a training step, and the clips are few: 4,000 pairs are encoded once.
-        steps=1500,
+        steps=1800,
         batch_size=8,
         rate=6e-4,
         warmup=100,
