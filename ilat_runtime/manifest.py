@@ -112,10 +112,10 @@ class CropRule(_Strict):
 
 
 class Precision(_Strict):
-    """Of the arithmetic, and of the weights as they are stored (int8 and int4: those of the transformer's products)."""
+    """Of the arithmetic, and of the weights as they are stored."""
 
     compute: Literal["float32", "float16"]
-    weights: Literal["float32", "float16", "int8", "int4"]
+    weights: Literal["float32", "float16"]
 
 
 class Licence(_Strict):
@@ -204,7 +204,7 @@ def signatures(manifest: Manifest) -> dict[str, tuple[dict[str, Tensor], dict[st
     if "pose" in manifest.layout or "source_pose" in manifest.layout:
         transformer_inputs["landmarks"] = tensor("float32", "B", "q", 3)
     transformer_outputs = {"next_token": row, "log_probability": tensor("float32", "B", "q")}
-    cache = tensor(manifest.precision.compute, "B", manifest.heads, slots, manifest.head_size)
+    cache = tensor("float32", "B", manifest.heads, slots, manifest.head_size)
     for layer in range(manifest.layers):
         for part in ("key", "value"):
             transformer_inputs[f"past_{part}_{layer}"] = cache
@@ -350,7 +350,9 @@ def _known_keys(place: list[str]) -> list[str]:
     model: Any = Manifest
     for part in place:
         field = getattr(model, "model_fields", {}).get(part)
-        kind = field.annotation if field else None
+        if field is None:
+            continue  # a name in a dictionary of models
+        kind = field.annotation
         # Of an optional part, the part.
         model = next((part for part in (kind, *get_args(kind)) if hasattr(part, "model_fields")), None)
     return list(getattr(model, "model_fields", {}))
@@ -365,6 +367,8 @@ def parse_manifest(text: bytes | str, where: str = FILE_NAME) -> Manifest:
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
         plain = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except UnicodeDecodeError:
+        raise BundleError(f"{where}: not valid JSON: not UTF-8 text") from None
     except RecursionError:
         raise BundleError(f"{where}: not a manifest: nested too deeply") from None
     except ValueError as error:

@@ -131,6 +131,8 @@ def _load(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=constant)
     except OSError as error:
         _fail(path, f"cannot be read: {error.strerror}")
+    except UnicodeDecodeError:
+        _fail(path, "not JSON: not UTF-8 text")
     except (ValueError, RecursionError) as error:
         _fail(path, f"not JSON: {error}")
 
