@@ -69,6 +69,7 @@ PROGRAMS = {
     "ilat-doctor": "ilat_runtime.cli.doctor",
     "ilat-train": "ilat_train.cli",
     "ilat-export": "ilat_export.cli",
+    "ilat-bench": "ilat_runtime.cli.bench",
 }
 
 
