@@ -82,7 +82,7 @@ $(DEMO_ENV)/installed: pyproject.toml $(RUNTIME_SOURCES)
 $(TEST_ENV)/installed: pyproject.toml
 	test -x $(TEST_ENV)/bin/python || $(PYTHON) -m venv $(TEST_ENV)
 	$(TEST_ENV)/bin/python $(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(TEST_ENV)/bin/python $(PIP) install --quiet --editable '.[train,export,dev]'
+	$(TEST_ENV)/bin/python $(PIP) install --quiet --editable '.[train,export,rtx,dev]'
 	touch $@
 
 clean:

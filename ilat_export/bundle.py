@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +12,16 @@ import numpy as np
 from torch import nn
 
 from ilat_runtime import __version__, manifest
-from ilat_runtime.errors import InputError, OutputError
+from ilat_runtime.errors import InputError
 from ilat_runtime.joints import JOINTS
 from ilat_train.config import TokenizerConfig, TransformerConfig
 from ilat_train.models import TSVQGAN, LocalTransformer
 
+from .destination import check_destination, replacing_folder
 from .graphs import DecoderGraph, EncoderGraph, SketchEncoderGraph, SketchGraph, TransformerGraph
+from .sample import Sample, random_sample
 from .to_onnx import OPSET, round_to_half, save, store_half, to_onnx
-from .verify import Sample, Tolerance, Verification, random_sample, verify
+from .verify import Tolerance, Verification, verify
 
 EXAMPLE = {"B": 2, "h": 48, "w": 40, "P": 3, "q": 5, "u": 5}
 """Sizes of the named dimensions during export, distinct so that none is taken for another; u and v, the noise's, are
@@ -148,20 +147,6 @@ def _check_sketches(
         )
 
 
-def check_destination(out: Path, force: bool) -> None:
-    """Checks, before the work is done, that the bundle folder ``out`` can be written.
-
-    Raises:
-        OutputError: it exists and ``force`` is false, it is no bundle, or the folder around it is not writable.
-    """
-    if out.exists() and not (force and (out / manifest.FILE_NAME).is_file()):
-        hint = "it is no bundle, so --force does not replace it" if force else "replace it with --force"
-        raise OutputError(f"{out}: exists already; {hint}")
-    existing = next(folder for folder in out.absolute().parents if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputError(f"{out}: cannot be written: {existing} is not a writable folder")
-
-
 def export_bundle(
     tokenizer: TSVQGAN,
     transformer: LocalTransformer,
@@ -210,10 +195,7 @@ def export_bundle(
     if sketch_tokenizer is not None:
         modules["encoder"] = SketchEncoderGraph(tokenizer, sketch_tokenizer.eval())
         modules["sketch"] = SketchGraph(description.image_size)
-    folder = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    with replacing_folder(out) as folder:
         files = {}
         for done, (name, module) in enumerate(modules.items()):
             report(name, done)
@@ -227,33 +209,5 @@ def export_bundle(
         found = verify(folder, complete, modules, random, samples or [], tolerance or Tolerance())
         complete = complete.model_copy(update={"verification": found.record()})
         manifest.write_manifest(folder, complete)
-        folder.chmod(0o755)
-        _put_in_place(folder, out)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from None
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
     report("done", len(modules) + 1)
     return found
-
-
-def _put_in_place(folder: Path, out: Path) -> None:
-    """Renames ``folder`` to ``out``; a bundle that is there is replaced, and stays where that fails."""
-    if not out.exists():
-        folder.rename(out)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-    old = aside / out.name
-    out.rename(old)
-    try:
-        folder.rename(out)
-    finally:
-        if not out.exists():
-            old.rename(out)
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def size(folder: Path) -> int:
-    """Bytes of all files of a bundle."""
-    return sum(file.stat().st_size for file in folder.iterdir())

@@ -1,41 +1,51 @@
-"""``ilat-export``: a training run to a verified bundle."""
+"""``ilat-export``: a training run to a verified bundle, and a bundle to another precision."""
 
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from ilat_runtime.cli.common import (
     DONE,
     Parser,
+    UsageError,
     add_output_options,
     emit,
-    human_size,
-    human_time,
     new_parser,
     run_parser,
     shows_progress,
     stop_on_terminate,
 )
 from ilat_runtime.errors import InputError
+from ilat_runtime.manifest import FILE_NAME as MANIFEST
+from ilat_runtime.manifest import load_manifest
 from ilat_train.config import SKETCH_TOKENIZER
 
-if TYPE_CHECKING:
-    from ilat_train.models import LocalTransformer
+from .limits import Limits
+from .report import Said, report_conversion, report_engines, report_export
 
-    from .facts import RunFacts
-    from .verify import Sample, Verification
+if TYPE_CHECKING:
+    from .sample import Sample
+    from .verify import Verification
 
 PARTS = ("tokenizer", "transformer")
 HELD_OUT = 8
 """Held-out pairs that the graphs are verified on."""
+LIMITS = Limits()
+PRECISIONS = {
+    "fp16": "half precision in the graphs, for TensorRT and CUDA; what needs float32 keeps it",
+    "int8": "8-bit weights in the transformer, for CPUs",
+    "int4": "4-bit weights in the transformer, for CPUs",
+}
 
 
 def build_parser() -> Parser:
@@ -43,22 +53,46 @@ def build_parser() -> Parser:
     parser = new_parser(
         "ilat-export",
         "Write a trained model as a bundle: ONNX graphs and a manifest. Every graph is compared with PyTorch on random "
-        "and real inputs; a bundle that misses its tolerance is not written.",
+        "and real inputs; a bundle that misses its tolerance is not written. With --fp16, --int8 or --int4, another "
+        "precision of a model or of a bundle, compared with float32 on real inputs. With --engine, engines for NVIDIA "
+        "GPUs in the bundle. Example: ilat-export runs/me --out bundles/me; ilat-export bundles/me --fp16 --engine "
+        "tensorrt-rtx --compute-capability 86 89 120 --out bundles/me-fp16",
     )
     add = parser.add_argument
     add(
-        "checkpoint",
+        "source",
         type=Path,
-        metavar="CHECKPOINT_DIR",
-        help="a run's folder, with tokenizer/ and transformer/, and sketch-tokenizer/ where the condition is a sketch",
+        metavar="CHECKPOINT_OR_BUNDLE",
+        help="a run's folder, with tokenizer/ and transformer/, and sketch-tokenizer/ where the condition is a sketch; "
+        "or a float32 bundle to convert",
     )
     add("--out", type=Path, required=True, metavar="BUNDLE", help="the bundle's folder")
     add("--name", metavar="TEXT", help="the model's name; default: that of --out")
+    precision = parser.add_mutually_exclusive_group()
+    for name, meaning in PRECISIONS.items():
+        precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=meaning)
+    add(
+        "--kv-cache",
+        choices=("in-place", "concat"),
+        help="concat: graphs in operators of opset 20, which write the cache anew in each call, for JetPack 6.2's "
+        "TensorRT 10.3 and ONNX Runtime before 1.25",
+    )
+    add("--engine", choices=("tensorrt", "tensorrt-rtx"), help="also build engines, in the folder engines of --out")
+    add(
+        "--compute-capability",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="GPUs that the engines are for, as 86 89 120; tensorrt-rtx only. Default: any from Ampere on, compiled "
+        "when loaded",
+    )
+    add("--max-batch", type=int, metavar="N", help=f"largest batch that the engines take ({LIMITS.batch})")
+    add("--max-crop", type=int, metavar="N", help=f"largest side of a crop in pixels that they take ({LIMITS.crop})")
     add(
         "--weights",
         choices=("float16", "float32"),
-        default="float16",
-        help="how weights are stored (%(default)s); the arithmetic is float32 either way",
+        help="of a run without --fp16, --int8 or --int4: how weights are stored (float16); the arithmetic is float32 "
+        "either way",
     )
     add(
         "--data",
@@ -69,7 +103,11 @@ def build_parser() -> Parser:
     )
     add("--weights-licence", default="not stated", metavar="TEXT", help="terms of the weights, for the manifest")
     add("--data-licence", default="not stated", metavar="TEXT", help="terms of the training data, for the manifest")
-    add("--force", action="store_true", help="replace a bundle that is there")
+    add(
+        "--force",
+        action="store_true",
+        help="replace a bundle that is there; write one that keeps too little of float32 all the same, and say so",
+    )
     add_output_options(parser)
     parser.set_defaults(run=export)
     return parser
@@ -78,31 +116,118 @@ def build_parser() -> Parser:
 def export(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     stop_on_terminate()
-    _check_run(args.checkpoint)
     begun = time.perf_counter()
+    from .destination import check_destination
+
+    bundled = (args.source / MANIFEST).is_file()
+    _check_usage(args, bundled)
+    converts = args.precision or args.kv_cache == "concat"
+    if bundled and not converts:
+        _build(args, None, begun)
+        return DONE
+    check_destination(args.out, args.force)
+    if bundled:
+        said = _convert(args, args.source, None, begun)
+    elif converts:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.", dir=args.out.parent) as folder:
+            exported = _export_run(args, Path(folder) / "float32")
+            said = _convert(args, exported.folder, exported, begun)
+    else:
+        exported = _export_run(args, args.out)
+        said = report_export(args, exported.found, exported.source, exported.kind, time.perf_counter() - begun)
+    if args.engine:
+        _build(args, said, begun)
+    else:
+        emit(args, *said)
+    return DONE
+
+
+def _check_usage(args: argparse.Namespace, bundled: bool) -> None:
+    """Raises UsageError for flags that do not go together."""
+    converts = args.precision or args.kv_cache == "concat"
+    if bundled and not converts and not args.engine:
+        raise UsageError(
+            f"{args.source}: is a bundle already; say what to make of it: --fp16, --int8, --int4, --kv-cache concat or "
+            "--engine"
+        )
+    if (bundled or converts) and args.weights:
+        raise UsageError("--weights: only for a run, without --fp16, --int8, --int4 and --kv-cache concat")
+    for flag in ("compute_capability", "max_batch", "max_crop"):
+        if getattr(args, flag) is not None and not args.engine:
+            raise UsageError(f"--{flag.replace('_', '-')}: only with --engine")
+    for flag in ("max_batch", "max_crop"):
+        if getattr(args, flag) is not None and not 1 <= getattr(args, flag) <= 16384:
+            raise UsageError(f"--{flag.replace('_', '-')}: {getattr(args, flag)}, expected a number from 1 to 16384")
+    if args.engine and args.precision in ("int8", "int4"):
+        raise UsageError(f"--{args.precision}: for ONNX Runtime on CPUs; --engine goes with --fp16 or float32")
+
+
+def _build(args: argparse.Namespace, said: Said | None, begun: float) -> None:
+    """Builds the engines of the bundle ``--out``, which is a copy of the source where nothing was converted."""
+    from .destination import check_destination
+    from .engine import build_engines, copy_bundle
+
+    if said is None and args.out.resolve() != args.source.resolve():
+        check_destination(args.out, args.force)
+        copy_bundle(args.source, args.out)
+    limits = Limits(batch=args.max_batch or LIMITS.batch, crop=args.max_crop or LIMITS.crop)
+    if load_manifest(args.out).precision.compute == "float32":
+        _say(args, "the bundle computes in float32; --fp16 halves the engines' size and the time of a token")
+    with _progress(args, len(load_manifest(args.out).graphs.by_name)) as progress:
+        folder, record, built = build_engines(
+            args.out,
+            args.engine,
+            args.compute_capability or (),
+            limits,
+            force=args.force,
+            progress=progress,
+        )
+    emit(args, *report_engines(args, said, folder, record, built, time.perf_counter() - begun))
+
+
+@dataclass(frozen=True)
+class _Exported:
+    """A run as a float32 bundle.
+
+    Attributes:
+        samples, source: the real inputs that it was verified on, and what they are.
+    """
+
+    folder: Path
+    found: Verification
+    samples: list[Sample]
+    source: str
+    kind: str
+
+
+def _export_run(args: argparse.Namespace, out: Path) -> _Exported:
+    """Writes the float32 bundle ``out`` of the run."""
+    _check_run(args.source)
     from ilat_train.checkpoint import load_tokenizer, load_transformer
 
-    from .bundle import Facts, check_destination, export_bundle, kind_of, stages
+    from .bundle import Facts, export_bundle, kind_of, stages
     from .facts import read_facts
 
-    check_destination(args.out, args.force)
-    facts = read_facts(args.checkpoint / PARTS[0], args.checkpoint / PARTS[1])
-    tokenizer = load_tokenizer(args.checkpoint / PARTS[0])
-    transformer = load_transformer(args.checkpoint / PARTS[1])
+    run = args.source
+    facts = read_facts(run / PARTS[0], run / PARTS[1])
+    tokenizer = load_tokenizer(run / PARTS[0])
+    transformer = load_transformer(run / PARTS[1])
     kind = kind_of(transformer.config)
     sketch_tokenizer = None
     if kind == "sketch":
-        if not (args.checkpoint / SKETCH_TOKENIZER / "config.json").is_file():
+        if not (run / SKETCH_TOKENIZER / "config.json").is_file():
             raise InputError(
-                f"{args.checkpoint / SKETCH_TOKENIZER}: missing, the transformer's condition is a sketch; "
+                f"{run / SKETCH_TOKENIZER}: missing, the transformer's condition is a sketch; "
                 "`ilat-train transformer --sketch-tokenizer` puts it there"
             )
-        sketch_tokenizer = load_tokenizer(args.checkpoint / SKETCH_TOKENIZER)
+        sketch_tokenizer = load_tokenizer(run / SKETCH_TOKENIZER)
     posed = kind == "pose"
     if posed:
         for key in facts.assumed:
-            _say(args, f"{args.checkpoint / PARTS[1]}: facts.data.{key} is missing, {getattr(facts, key):g} is assumed")
-    samples, source = _real_inputs(args, facts, transformer, tokenizer.config.image_size)
+            _say(args, f"{run / PARTS[1]}: facts.data.{key} is missing, {getattr(facts, key):g} is assumed")
+    data = args.data or (facts.source if facts.source is not None and facts.source.is_dir() else None)
+    samples, source = _real_inputs(data, (facts.margin, facts.dilation), tokenizer.config.image_size, posed, 1)
     _say(args, f"verified on {source}, besides random inputs")
     described = Facts(
         name=args.name or args.out.resolve().name,
@@ -112,32 +237,71 @@ def export(args: argparse.Namespace) -> int:
         dilation=facts.dilation,
         provenance=facts.provenance,
     )
-    total = len(stages(kind == "sketch"))
+    with _progress(args, len(stages(kind == "sketch"))) as progress:
+        found = export_bundle(
+            tokenizer,
+            transformer,
+            out,
+            described,
+            sketch_tokenizer=sketch_tokenizer,
+            weights=args.weights or "float16",
+            samples=samples,
+            force=args.force,
+            progress=progress,
+        )
+    return _Exported(out, found, samples, source, kind)
+
+
+def _convert(args: argparse.Namespace, bundle: Path, exported: _Exported | None, begun: float) -> Said:
+    """Writes the bundle ``--out`` in another precision or in older operators."""
+    from .precision import FLOORS, STAGES, Precision, convert_bundle
+
+    manifest = load_manifest(bundle)
+    posed, rule = manifest.kind == "pose", manifest.crop
+    margins = (rule.margin, rule.dilation) if rule is not None else (1.0, 0.0)
+    if args.data is None and (exported is None or len(exported.samples) < HELD_OUT):
+        samples, source = _real_inputs(None, margins, manifest.image_size, posed, HELD_OUT)
+    elif exported is not None:
+        samples, source = exported.samples, exported.source
+    else:
+        samples, source = _real_inputs(args.data, margins, manifest.image_size, posed, HELD_OUT)
+    _say(args, f"compared with float32 on {source}")
+    name = args.name or args.out.resolve().name
+    precision: Precision = args.precision or "fp32"
+    with _progress(args, len(STAGES)) as progress:
+        loss, missed = convert_bundle(
+            bundle,
+            args.out,
+            precision,
+            samples,
+            older=args.kv_cache == "concat",
+            name=name,
+            force=args.force,
+            progress=progress,
+        )
+    if missed:
+        _say(args, f"below the floor: {missed}; written all the same because of --force")
+    return report_conversion(
+        args, precision, loss, FLOORS[precision], source, manifest.kind, time.perf_counter() - begun
+    )
+
+
+@contextmanager
+def _progress(args: argparse.Namespace, total: int) -> Iterator[Callable[[str, int], None]]:
+    """A bar, and what moves it: called with the stage that begins and the number of stages that are done."""
     with tqdm(total=total, unit="stage", disable=None if shows_progress(args) else True, leave=False) as bar:
 
         def progress(stage: str, done: int) -> None:
             bar.set_description(stage)
             bar.update(done - bar.n)
 
-        found = export_bundle(
-            tokenizer,
-            transformer,
-            args.out,
-            described,
-            sketch_tokenizer=sketch_tokenizer,
-            weights=args.weights,
-            samples=samples,
-            force=args.force,
-            progress=progress,
-        )
-    _report(args, found, source, posed, time.perf_counter() - begun)
-    return DONE
+        yield progress
 
 
 def _check_run(folder: Path) -> None:
     """Raises InputError when ``folder`` is no run with both checkpoints."""
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder, expected a run of `ilat-train`")
+        raise InputError(f"{folder}: no such folder, expected a run of `ilat-train` or a bundle")
     if (folder / "config.json").is_file() and folder.name in PARTS:
         raise InputError(f"{folder}: a part of a run, expected the folder around it: {folder.parent}")
     for part in PARTS:
@@ -146,19 +310,23 @@ def _check_run(folder: Path) -> None:
 
 
 def _real_inputs(
-    args: argparse.Namespace, facts: RunFacts, transformer: LocalTransformer, size: int
+    folder: Path | None, rule: tuple[float, float], size: int, posed: bool, edits: int
 ) -> tuple[list[Sample], str]:
-    """Real inputs and a description of them."""
+    """Real inputs and a description of them.
+
+    Args:
+        folder: a data set or a folder of images; None: a photograph, in so many edits.
+        rule: margin and dilation of the crop.
+        size: side of the model's images.
+    """
     from .real_inputs import held_out_samples, masked_samples, photograph
 
-    posed = "pose" in transformer.config.blocks
-    folder = args.data
-    if folder is None and facts.source is not None and facts.source.is_dir():
-        folder = facts.source
     if folder is None:
-        return photograph(facts.margin, facts.dilation, size, posed), "a photograph (scikit-image's astronaut)"
+        samples = photograph(*rule, size, posed, edits)
+        described = "a photograph (scikit-image's astronaut)"
+        return samples, described if len(samples) == 1 else f"{len(samples)} edits of {described}"
     if posed:
-        samples = held_out_samples(folder, facts.margin, facts.dilation, size, HELD_OUT)
+        samples = held_out_samples(folder, *rule, size, HELD_OUT)
         return samples, f"{len(samples)} pairs of held-out frames of {folder}"
     samples = masked_samples(folder, size, HELD_OUT)
     return samples, f"{len(samples)} images of {folder}"
@@ -167,52 +335,6 @@ def _real_inputs(
 def _say(args: argparse.Namespace, line: str) -> None:
     if not args.quiet:
         print(f"ilat-export: {line}", file=sys.stderr, flush=True)
-
-
-def _report(args: argparse.Namespace, found: Verification, source: str, posed: bool, seconds: float) -> None:
-    from .bundle import size
-
-    graphs: dict[str, dict[str, Any]] = {
-        "encoder": {"largest_error": found.latent_error, "of": "latents", "equal_tokens": found.encoder_tokens},
-        "transformer": {
-            "largest_error": found.log_probability_error,
-            "of": "log-probabilities",
-            "equal_tokens": found.decoded_tokens,
-        },
-        "decoder": {"largest_error": found.image_error, "of": "levels of 255", "equal_tokens": None},
-    }
-    if found.sketch_pixels is not None:
-        graphs["sketch"] = {"largest_error": 1 - found.sketch_pixels, "of": "pixels", "equal_tokens": None}
-    for name, row in graphs.items():
-        row["bytes"] = (args.out / f"{name}.onnx").stat().st_size
-    total = size(args.out)
-    out = shlex.quote(str(args.out))
-    words = "--pose pose.json" if posed else "--mask mask.png"
-    if found.sketch_pixels is not None:
-        words += " --sketch sketch.png"
-    edit = f"ilat-edit photo.jpg --bundle {out} {words} --out edited.png"
-    rows = [("graph", "size", "largest error", "equal tokens")]
-    for name, row in graphs.items():
-        equal = "" if row["equal_tokens"] is None else _percent(row["equal_tokens"])
-        rows.append((name, human_size(row["bytes"]), f"{row['largest_error']:.2g} ({row['of']})", equal))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    text = [*table, f"{args.out}: {human_size(total)}, in {human_time(seconds)}", f"next: {edit}"]
-    data = {
-        "out": str(args.out),
-        "bytes": total,
-        "seconds": round(seconds, 3),
-        "graphs": graphs,
-        "verification": found.record(),
-        "verified_on": source,
-        "next": edit,
-    }
-    emit(args, "\n".join(text), data)
-
-
-def _percent(share: float) -> str:
-    """All equal and nearly all equal must not look the same."""
-    return "100 %" if share == 1 else f"{min(share * 100, 99.99):.2f} %"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from ilat_train.config import DataConfig
 from ilat_train.data.dataset import PoseDataset
 from ilat_train.data.image_folder import image_files
 
-from .verify import Sample
+from .sample import Sample
 
 Array = npt.NDArray[np.generic]
 
@@ -58,8 +58,12 @@ def masked_samples(root: Path, size: int, count: int) -> list[Sample]:
     return [_boxed(read_image(file), size) for file in image_files(root)[-count:]]
 
 
-def photograph(margin: float, dilation: float, size: int, posed: bool) -> list[Sample]:
-    """One edit of scikit-image's photograph of an astronaut: a turned pose, or without poses a masked box."""
+TURNS = (10, -10, 20, -20, 5, -5, 30, 15)
+"""Degrees by which the astronaut is bent, one after the other."""
+
+
+def photograph(margin: float, dilation: float, size: int, posed: bool, edits: int = 1) -> list[Sample]:
+    """Edits of scikit-image's photograph of an astronaut: turned poses, or without poses one masked box."""
     from skimage.data import astronaut
 
     image = np.asarray(astronaut(), np.uint8)
@@ -68,18 +72,25 @@ def photograph(margin: float, dilation: float, size: int, posed: bool) -> list[S
     pose = np.zeros((len(JOINTS), 3), np.float32)
     for name, point in ASTRONAUT.items():
         pose[JOINTS.index(name)] = (*point, 1)
-    # Bent to one side about the hips, which lie below the picture.
-    turned, angle, hips = pose.copy(), np.deg2rad(10), np.array([213, 620], np.float32)
+    return [_turned(image, pose, angle, (margin, dilation), size) for angle in TURNS[:edits]]
+
+
+def _turned(
+    image: npt.NDArray[np.uint8], pose: npt.NDArray[np.float32], degrees: float, rule: tuple[float, float], size: int
+) -> Sample:
+    """Bent to one side about the hips, which lie below the picture."""
+    turned, angle, hips = pose.copy(), np.deg2rad(degrees), np.array([213, 620], np.float32)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]], np.float32)
     turned[:, :2] = (pose[:, :2] - hips) @ turn + hips
     poses = np.stack([pose, turned])
     box = visible_box(poses)
     if box is None:
         raise InputError("the photograph has no visible landmark")
+    margin, dilation = rule
     crop = crop_around(box, (image.shape[1], image.shape[0]), margin, size)
     cut = np.asarray(crop.take(image), np.uint8)
     radius = dilation * max(box[2] - box[0], box[3] - box[1]) / crop.side
-    return [Sample(cut, np.zeros(cut.shape[:2], np.uint8), crop.relative(poses), radius)]
+    return Sample(cut, np.zeros(cut.shape[:2], np.uint8), crop.relative(poses), radius)
 
 
 def _boxed(image: npt.NDArray[np.uint8], size: int) -> Sample:

@@ -13,15 +13,14 @@ import torch
 from torch import nn
 
 from ilat_runtime.backends import Graph, choose
-from ilat_runtime.decoding import Decoder, Sampling, Target
 from ilat_runtime.errors import IlatError
-from ilat_runtime.joints import JOINTS
 from ilat_runtime.manifest import Manifest
 from ilat_runtime.segments import decode_plan
 from ilat_train.models import LocalTransformer
 from ilat_train.models.transformer import batch_segments
 
 from .graphs import TransformerGraph
+from .sample import Sample, share
 
 Array = npt.NDArray[Any]
 
@@ -39,23 +38,6 @@ class Tolerance:
     tokens: float = 0.999
     image: int = 1
     pixels: float = 0.999
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Inputs of one edit. The sketch of an edit that takes one is drawn from the image.
-
-    Attributes:
-        image: uint8 (h, w, 3) RGB, a square crop.
-        mask: uint8 (h, w).
-        poses: float32 (2, 13, 3) crop-relative: of the reference and the target.
-        radius: crop-relative radius of the skeleton mask.
-    """
-
-    image: Array
-    mask: Array
-    poses: Array
-    radius: float
 
 
 @dataclass(frozen=True)
@@ -114,18 +96,6 @@ class Verification:
                 raise VerificationError(f"{name} is {value:.3g}, the tolerance is {bound:.3g}; no bundle was written")
 
 
-def random_sample(manifest: Manifest, random: np.random.Generator) -> Sample:
-    """Noise, a random box of it masked, and two random poses; the crop is not of the model's size."""
-    side = manifest.image_size + 17
-    image = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
-    mask = np.zeros((side, side), np.uint8)
-    (top, left), (height, width) = random.integers(0, side // 2, 2), random.integers(1, side // 2, 2)
-    mask[top : top + height, left : left + width] = 1
-    poses = random.random((2, len(JOINTS), 3), dtype=np.float32)
-    poses[..., 2] = poses[..., 2] > 0.3
-    return Sample(image, mask, poses, 0.02)
-
-
 def verify(
     folder: Path,
     manifest: Manifest,
@@ -144,11 +114,9 @@ def verify(
     latent_errors, log_errors, image_errors = [0.0], [0.0], [0]
     encoder_equal, decoded_equal, condition_equal, sketch_equal = [], [], [], []
     for sample in (*random, *real):
-        inputs = _encoder_inputs(manifest, sample)
+        inputs = sample.encoder_inputs(manifest, graphs)
         if "sketch" in graphs:
-            photograph = {"image": inputs["image"]}
-            inputs |= graphs["sketch"].run(photograph)
-            drawn = _torch(modules["sketch"], photograph, ["sketch"])["sketch"]
+            drawn = _torch(modules["sketch"], {"image": inputs["image"]}, ["sketch"])["sketch"]
             sketch_equal.append((np.abs(inputs["sketch"].astype(int) - drawn) <= 1).ravel())
         found = graphs["encoder"].run(inputs)
         expected = _torch(modules["encoder"], inputs, list(found))
@@ -184,20 +152,13 @@ def verify(
         latent_error=max(latent_errors),
         log_probability_error=max(log_errors),
         image_error=max(image_errors),
-        encoder_tokens=_share(encoder_equal),
-        decoded_tokens=_share(decoded_equal),
-        condition_tokens=_share(condition_equal) if condition_equal else None,
-        sketch_pixels=_share(sketch_equal) if sketch_equal else None,
+        encoder_tokens=share(encoder_equal),
+        decoded_tokens=share(decoded_equal),
+        condition_tokens=share(condition_equal) if condition_equal else None,
+        sketch_pixels=share(sketch_equal) if sketch_equal else None,
     )
     result.check(tolerance)
     return result
-
-
-def _encoder_inputs(manifest: Manifest, sample: Sample) -> dict[str, Array]:
-    inputs: dict[str, Array] = {"image": sample.image[None], "mask": sample.mask[None]}
-    if manifest.kind == "pose":
-        inputs |= {"poses": sample.poses[None], "radius": np.array([sample.radius], np.float32)}
-    return inputs
 
 
 def _torch(module: nn.Module, inputs: Mapping[str, Array], names: list[str]) -> dict[str, Array]:
@@ -217,21 +178,10 @@ def _decoded(
     if not isinstance(module, TransformerGraph):
         raise TypeError("expected the transformer's graph")
     transformer: LocalTransformer = module.transformer
-    posed = manifest.kind == "pose"
-    unmasked = Sample(sample.image, np.zeros_like(sample.mask), np.zeros_like(sample.poses), 0.0)
-    condition = None
-    if manifest.kind == "sketch":
-        condition = encoded["condition"][0]
-    elif "condition" in manifest.layout:
-        condition = graphs["encoder"].run(_encoder_inputs(manifest, unmasked))["tokens"][0]
+    condition = sample.condition(manifest, graphs, encoded)
     plan = decode_plan(manifest.sequence, encoded["token_mask"][0], manifest.numbering)
-    pose = sample.poses[1] if posed else None
-    decoder = Decoder(manifest, graphs["transformer"], 1)
-    unused = np.zeros(manifest.image_tokens, np.int64)
-    decoder.condition([condition if condition is not None else unused], [sample.poses[0] if posed else None])
-    generated = decoder.generate([Target(plan, encoded["tokens"][0], pose)], Sampling())[0]
-    tokens = encoded["tokens"][0].copy()
-    tokens[plan.token_mask] = generated.tokens
+    pose = sample.poses[1] if manifest.kind == "pose" else None
+    generated, tokens = sample.generate(manifest, graphs["transformer"], plan, condition, encoded["tokens"][0])
     with torch.inference_mode():
         logits = transformer.target_logits(
             torch.from_numpy(condition[None]) if condition is not None else None,
@@ -250,8 +200,3 @@ def _decoded(
 def _near(found: Mapping[str, Array], expected: Mapping[str, Array], name: str) -> bool:
     """Equal but for one pixel in a thousand: a pixel's centre may lie on the edge of a skeleton's disc."""
     return bool((found[name] != expected[name]).mean() < 1e-3)
-
-
-def _share(equal: list[Array]) -> float:
-    together = np.concatenate(equal) if equal else np.ones(0, bool)
-    return float(together.mean()) if len(together) else 1.0

@@ -154,16 +154,42 @@ class Decoder:
             for index, item in enumerate(known):
                 if not waiting[index]:
                     step = next(upcoming[index], None)
-                    waiting[index] = self._step(item, step) if step is not None else []
+                    waiting[index] = self._step(item.target, item.tokens, step) if step is not None else []
             if not any(waiting):
                 break
-            # A row of padding needs a slot too: the sequence with the least room left bounds the call.
-            room = min(self._slots.shape[1] - int(self._filled[i]) for i, rows in enumerate(waiting) if rows)
+            room = self._room(waiting)
             now = [rows[:room] for rows in waiting]
             waiting = [rows[room:] for rows in waiting]
             calls = [count + bool(rows) for count, rows in zip(calls, now, strict=True)]
             store(self._feed(now, sampling))
         return [item.result(count) for item, count in zip(known, calls, strict=True)]
+
+    def predict(self, targets: Sequence[Target]) -> list[Generated]:
+        """The likeliest token at every masked place given the target's own tokens before it (teacher forcing).
+
+        All rows after the prefill go in one call, or few where the batch's masks differ. Arguments, result and errors
+        are those of :meth:`generate`, but the targets' tokens under the mask are read.
+        """
+        self._rewind(self._condition)
+        found = [_Known(target) for target in targets]
+        calls = 0
+        waiting = [self._prefill(target) for target in targets]
+        causal = [
+            [row for step in target.plan.steps for row in self._step(target, target.tokens, step)] for target in targets
+        ]
+        while any(waiting):
+            room = self._room(waiting)
+            for item, answer in zip(found, self._feed([rows[:room] for rows in waiting], Sampling()), strict=True):
+                for token, value, log_probability in answer:
+                    item.tokens[token], item.log_probability[token] = value, log_probability
+            waiting, calls = [rows[room:] for rows in waiting], calls + 1
+            if not any(waiting):
+                waiting, causal = causal, [[] for _ in targets]
+        return [item.result(calls - 1) for item in found]
+
+    def _room(self, waiting: Sequence[Sequence[_Row]]) -> int:
+        """Rows that a call may have: a row of padding needs a slot too, so the sequence with the least room decides."""
+        return min(self._slots.shape[1] - int(self._filled[i]) for i, rows in enumerate(waiting) if rows)
 
     def _landmarks(self, start: int, pose: npt.NDArray[np.float32], segment: int) -> list[_Row]:
         word = self._manifest.vocabulary.pose
@@ -188,10 +214,10 @@ class Decoder:
             rows.append(self._target_row(target, row, int(target.tokens[row - 1]), read.get(order)))
         return rows
 
-    def _step(self, item: _Known, step: Step) -> list[_Row]:
-        """The rows of a step; the last one is read."""
+    def _step(self, target: Target, tokens: npt.NDArray[np.int64], step: Step) -> list[_Row]:
+        """The rows of a step, with the tokens as they are by now; the last one is read."""
         return [
-            self._target_row(item.target, row, int(item.tokens[row - 1]), step.read if row == step.feed[-1] else None)
+            self._target_row(target, row, int(tokens[row - 1]), step.read if row == step.feed[-1] else None)
             for row in step.feed
         ]
 

@@ -112,10 +112,10 @@ class CropRule(_Strict):
 
 
 class Precision(_Strict):
-    """Of the arithmetic, and of the weights as they are stored."""
+    """Of the arithmetic, and of the weights as they are stored (int8 and int4: those of the transformer's products)."""
 
     compute: Literal["float32", "float16"]
-    weights: Literal["float32", "float16"]
+    weights: Literal["float32", "float16", "int8", "int4"]
 
 
 class Licence(_Strict):
@@ -204,7 +204,7 @@ def signatures(manifest: Manifest) -> dict[str, tuple[dict[str, Tensor], dict[st
     if "pose" in manifest.layout or "source_pose" in manifest.layout:
         transformer_inputs["landmarks"] = tensor("float32", "B", "q", 3)
     transformer_outputs = {"next_token": row, "log_probability": tensor("float32", "B", "q")}
-    cache = tensor("float32", "B", manifest.heads, slots, manifest.head_size)
+    cache = tensor(manifest.precision.compute, "B", manifest.heads, slots, manifest.head_size)
     for layer in range(manifest.layers):
         for part in ("key", "value"):
             transformer_inputs[f"past_{part}_{layer}"] = cache

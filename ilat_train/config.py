@@ -114,8 +114,8 @@ class TransformerConfig(Strict):
     """One table of embeddings for condition and target, of one codebook: copying a token from the condition is then
     learned once, not for each value. The paper's and the authors' models have two tables.
     """
-    position_start: Literal["normal", "grid"] = "normal"
-    """What the learned positions start from: noise, or sines of row and column, the same for condition and target."""
+    start: Literal["random", "copy"] = "random"
+    """What training starts from: noise, or weights by which the first layer copies the condition (copy_start.py)."""
 
     @property
     def layout(self) -> Layout:
@@ -133,6 +133,8 @@ class TransformerConfig(Strict):
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
         if self.shared_vocabulary and self.condition_vocabulary != self.codebook_size:
             raise ValueError("shared_vocabulary needs condition_vocabulary to equal codebook_size")
+        if self.start == "copy" and not (self.shared_vocabulary and "condition" in self.blocks):
+            raise ValueError("start 'copy' needs a condition and shared_vocabulary")
         if self.numbering not in NUMBERINGS:
             raise ValueError(f"numbering {self.numbering!r} must be one of {sorted(NUMBERINGS)}")
         _ = self.layout
@@ -234,6 +236,10 @@ class TransformerTraining(Strict):
     """Where the tokens under the mask, which are the labels, come from: the full stream of the two (the paper), or the
     image encoded without a mask. Then a wall has the same tokens in the reference and under the mask, up to its edge.
     """
+    token_noise: float = Field(0.0, ge=0, lt=1)
+    """Share of the masked target tokens that are shown as others, drawn evenly from the codebook: when decoding, the
+    transformer reads its own tokens, and they are not always the true ones. Not in the paper.
+    """
     token_pool: int = Field(0, ge=0)
     """Pairs encoded once before training and drawn from; 0 encodes each batch anew."""
 
@@ -257,6 +263,8 @@ class Recipe(Strict):
             raise ValueError(f"transformer.image_tokens {found} must be the tokenizer's {grid}² = {grid**2}")
         if self.transformer.codebook_size != self.tokenizer.codebook_size:
             raise ValueError("transformer.codebook_size must equal tokenizer.codebook_size")
+        if "source_pose" in self.transformer.blocks:
+            raise ValueError("transformer.blocks: 'source_pose' is of imported models; training has no such landmarks")
         for part in ("tokenizer_training", "transformer_training"):
             if self.task != "pose" and "skeleton" in getattr(self, part).masks:
                 raise ValueError(f"{part}.masks: 'skeleton' needs landmarks, which task {self.task!r} has not")

@@ -71,16 +71,23 @@ def encode(
     return TokenBatch(condition.clone(), target.clone(), token_mask.clone(), batch.poses[:, 1].clone())
 
 
-def loss(model: Any, config: TransformerConfig, batch: TokenBatch, numbers: Tensor) -> tuple[Tensor, Tensor]:
+def loss(
+    model: Any, config: TransformerConfig, batch: TokenBatch, numbers: Tensor, noise: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Eq. 6: mean negative log likelihood of the masked target tokens, in nats, and the share predicted right.
 
     Args:
         numbers: int32 (B, L), the segments.
+        noise: share of the masked tokens that the model reads wrong.
     """
+    shown = batch.target
+    if noise:
+        wrong = batch.token_mask & (torch.rand(shown.shape, device=shown.device) < noise)
+        shown = torch.where(wrong, torch.randint_like(shown, config.codebook_size), shown)
     logits = model(
         batch.condition if "condition" in config.blocks else None,
         batch.pose if config.pose_tokens else None,
-        batch.target,
+        shown,
         numbers,
     )[batch.token_mask].float()
     wanted = batch.target[batch.token_mask]
@@ -185,7 +192,7 @@ def train_transformer(
             batch = encoded(data.batch(options.seed, step, fabric.global_rank, training.batch_size), random)
         numbers = batch_segments(config, batch.token_mask)
         batch = batch.to(fabric)
-        nats, accuracy = loss(model, config, batch, fabric.to_device(numbers))
+        nats, accuracy = loss(model, config, batch, fabric.to_device(numbers), training.token_noise)
         optimizer.zero_grad()
         fabric.backward(nats)
         fabric.clip_gradients(model, optimizer, max_norm=1.0)

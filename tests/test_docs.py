@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ilat_runtime.joints import JOINTS
-from ilat_runtime.manifest import Manifest, signatures
+from ilat_runtime.manifest import Manifest, Precision, signatures
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,6 +31,7 @@ def example(layers: int = 3, kind: str = "pose") -> Manifest:
     return Manifest.model_construct(
         kind=kind, image_size=64, factor=16, latent_channels=8, joints=JOINTS, layout=("condition", "pose", "target"),
         cache_capacity=64, layers=layers, heads=2, head_size=4,
+        precision=Precision(compute="float32", weights="float32"),
     )  # fmt: skip
 
 

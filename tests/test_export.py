@@ -18,7 +18,8 @@ from editing import standing
 from exporting import GRAPHS, MODULES, disturb, graphs, models, reuse_graphs
 
 from ilat_export import bundle as bundle_module
-from ilat_export.bundle import Facts, check_destination, describe, export_bundle, size, stages
+from ilat_export.bundle import Facts, describe, export_bundle, stages
+from ilat_export.destination import check_destination, size
 from ilat_export.graphs import DecoderGraph, EncoderGraph, TransformerGraph, sample
 from ilat_export.to_onnx import round_to_half, save, store_half, to_onnx
 from ilat_export.verify import Tolerance, VerificationError

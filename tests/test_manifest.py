@@ -16,6 +16,7 @@ from ilat_runtime.joints import JOINTS
 from ilat_runtime.manifest import (
     FORMAT_VERSION,
     Manifest,
+    Precision,
     file_record,
     load_manifest,
     parse_manifest,
@@ -64,7 +65,12 @@ def plain(kind: str = "pose") -> dict[str, Any]:
         "licence": {"weights": "Apache-2.0", "data": "BSD-3-Clause"},
         "provenance": {"recipe": "tiny"},
     }
-    example = Manifest.model_construct(**{**values, "layout": tuple(layout), "joints": JOINTS if posed else None})
+    parsed = {
+        "layout": tuple(layout),
+        "joints": JOINTS if posed else None,
+        "precision": Precision(**values["precision"]),
+    }
+    example = Manifest.model_construct(**{**values, **parsed})
     for name, (inputs, outputs) in signatures(example).items():
         values["graphs"][name] = {
             "file": f"{name}.onnx",

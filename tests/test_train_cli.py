@@ -13,6 +13,8 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra 'train'")
 pytest.importorskip("lightning_fabric", reason="needs the extra 'train'")
 
+import torch
+from importing import released, small
 from training import TINY, make_dataset, tiny
 
 from ilat_train import checkpoint, recipes
@@ -92,6 +94,29 @@ def test_initial_weights(tmp_path: Path, folder: Path) -> None:
     assert main(command("tokenizer", folder, second, "--recipe", "tiny", *init)) == 0
     name = "tokenizer/model.safetensors"
     assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_fine_tuning_from_an_import(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The recipe says whether the model leaks from now on; the weights are the import's."""
+    torch.save(released(small("taming-vqgan")), tmp_path / "last.ckpt")
+    init, run = tmp_path / "imported", tmp_path / "run"
+    assert main(["import", str(tmp_path / "last.ckpt"), "--format", "taming-vqgan", "--out", str(init), "--quiet"]) == 0
+    assert checkpoint.load_tokenizer(init).config.leaky
+    keys = {"channels": 32, "multipliers": [1, 2, 4], "norm_groups": 32, "latent_channels": 6, "codebook_size": 20}
+    keys |= {"codebook_channels": 5}
+    sizes = [f"tokenizer.{key}={value}" for key, value in keys.items()]
+    sizes += ["transformer.image_tokens=64", "transformer.codebook_size=20"]
+    flags = [word for size in sizes for word in ("--set", size)]
+    start = command("tokenizer", folder, run, "--recipe", "tiny", "--init", str(init), *flags, "--quiet")
+    assert main([*start, "--stop-at", "0"]) == 0
+    config = checkpoint.load_tokenizer(run / "tokenizer").config
+    assert (config.leaky, config.image_size) == (False, 32)
+    name = "model.safetensors"
+    assert (run / "tokenizer" / name).read_bytes() == (init / name).read_bytes()
+    assert main([*start, "--force", "--stop-at", "8"]) == 0
+    assert (run / "tokenizer" / name).read_bytes() != (init / name).read_bytes()
+    assert main([*start, "--force", "--set", "tokenizer.norm=instance"]) == 1
+    assert 'initial weights: tokenizer.norm: "group", expected "instance" by the recipe' in capsys.readouterr().err
 
 
 def test_a_run_is_not_overwritten(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

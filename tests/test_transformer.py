@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
+from ilat_runtime.errors import InputError
 from ilat_runtime.segments import FIRST_CAUSAL, GLOBAL
 from ilat_train.config import Recipe, TransformerConfig
 from ilat_train.models import LocalTransformer
@@ -23,6 +24,13 @@ CONFIG = TransformerConfig(
     width=32, heads=4, layers=3, image_tokens=N, codebook_size=20, condition_vocabulary=20, dropout=0.0
 )
 NUMBERINGS = ["local", "released", "vanilla"]
+
+
+def test_the_source_pose_is_not_trained() -> None:
+    """Breaks when a recipe with that block trains on landmarks that are all zero."""
+    blocks = ("source_pose", "condition", "pose", "target")
+    with pytest.raises(ValidationError, match="'source_pose' is of imported models"):
+        Recipe(name="x", transformer=TransformerConfig(blocks=blocks))
 
 
 def wide(config: TransformerConfig, seed: int = 0) -> LocalTransformer:
@@ -267,3 +275,62 @@ def test_causal_rows_are_masked_ones_and_those_before(model: LocalTransformer) -
     rows = batch_segments(CONFIG, mask)[0, CONFIG.layout.slice("target")]
     # Row 0 is t[s], row j + 1 is token j.
     assert torch.nonzero(rows >= FIRST_CAUSAL).flatten().tolist() == [1, 2, 3, 5, 6]
+
+
+COPYING = {
+    "width": 320,
+    "heads": 4,
+    "layers": 2,
+    "image_tokens": 64,
+    "codebook_size": 128,
+    "condition_vocabulary": 128,
+    "shared_vocabulary": True,
+    "start": "copy",
+}
+
+
+@pytest.mark.parametrize("numbering", ["local", "vanilla"])
+def test_a_start_that_copies(numbering: str) -> None:
+    """Breaks when a row looks at another place than the one it predicts, or at the target instead of the condition."""
+    torch.manual_seed(0)
+    model = LocalTransformer(TransformerConfig(**COPYING, numbering=numbering)).eval()
+    condition, target = torch.randint(0, 128, (2, 4, 64))
+    token_mask = torch.rand(4, 64) < 0.4
+    with torch.inference_mode():
+        logits = model.target_logits(condition, torch.rand(4, 13, 3), target, batch_segments(model.config, token_mask))
+    predicted = logits.argmax(-1)
+    assert (predicted == condition)[token_mask].float().mean() > 0.95
+    assert (predicted == target)[token_mask].float().mean() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shared_vocabulary": False}, "start 'copy' needs"),
+        ({"blocks": ("pose", "target")}, "start 'copy' needs"),
+        ({"heads": 40}, "heads of 8 channels"),
+        ({"image_tokens": 60}, "expected a square"),
+    ],
+)
+def test_a_start_that_cannot_copy(change: dict[str, object], message: str) -> None:
+    with pytest.raises((ValidationError, InputError), match=message):
+        LocalTransformer(TransformerConfig.model_validate(COPYING | change))
+
+
+def test_noise_concerns_masked_inputs_only(model: LocalTransformer) -> None:
+    """Breaks when a known token is shown wrong, or when a label is."""
+    shown: list[Tensor] = []
+
+    def spy(condition: Tensor, pose: Tensor, target: Tensor, numbers: Tensor) -> Tensor:
+        shown.append(target)
+        return F.one_hot(batch.target, model.config.codebook_size).float() * 100
+
+    config = model.config
+    tokens = torch.randint(0, config.codebook_size, (2, 8, config.image_tokens))
+    batch = TokenBatch(tokens[0], tokens[1], torch.rand(8, config.image_tokens) < 0.5, torch.rand(8, 13, 3))
+    nats, accuracy = loss(spy, config, batch, batch_segments(config, batch.token_mask), noise=0.5)
+    changed = shown[0] != batch.target
+    assert not changed[~batch.token_mask].any()
+    assert 0.2 < changed[batch.token_mask].float().mean() < 0.6
+    assert accuracy == 1
+    assert nats < 1e-3

@@ -188,7 +188,7 @@ def test_every_convolution_of_the_encoder_is_two_stream() -> None:
         ({"image_size": 0}, "greater than or equal to 1"),
         ({"channels": 100}, "norm_groups 32 must divide channels 100"),
         ({"multipliers": ()}, "at least 1"),
-        ({"norm": "batch"}, "'group' or 'instance'"),
+        ({"norm": "batch"}, "'group', 'instance' or 'position'"),
         ({"downsample_kernel": 5}, "3 or 4"),
         ({"codebook_size": 1}, "greater than or equal to 2"),
         ({"chanels": 3}, "chanels"),

@@ -28,7 +28,8 @@ _TYPES = {
     "tensor(float)": "float32",
 }
 _SILENT = 4  # errors come as exceptions; the log would say them twice
-_LEAST = (1, 25)
+_LEAST, _IN_PLACE = (1, 25), 24
+"""The release and the opset of the in-place cache."""
 
 
 class OnnxRuntime:
@@ -37,12 +38,6 @@ class OnnxRuntime:
     name = "onnxruntime"
 
     def __init__(self, threads: int | None = None) -> None:
-        found = onnxruntime.__version__
-        if tuple(int(part) for part in found.split(".")[:2]) < _LEAST:
-            raise BackendError(
-                f"backend: onnxruntime {found} is too old, the in-place cache (opset 24) needs "
-                f"{_LEAST[0]}.{_LEAST[1]} or newer, which needs Python 3.11 or newer"
-            )
         self.description = f"onnxruntime {onnxruntime.__version__} (CPU)"
         self._options = onnxruntime.SessionOptions()
         self._options.log_severity_level = _SILENT
@@ -53,7 +48,19 @@ class OnnxRuntime:
             self._options.intra_op_num_threads = threads
 
     def load(self, path: Path, record: GraphRecord) -> OnnxGraph:
-        """Load a graph and check it against the manifest's record. Raises BundleError naming the file."""
+        """Load a graph and check it against the manifest's record.
+
+        Raises:
+            BundleError: naming the file.
+            BackendError: the package is too old for the graph.
+        """
+        found = onnxruntime.__version__
+        if record.opset >= _IN_PLACE and tuple(int(part) for part in found.split(".")[:2]) < _LEAST:
+            raise BackendError(
+                f"backend: onnxruntime {found} is too old, the in-place cache (opset {_IN_PLACE}) needs "
+                f"{_LEAST[0]}.{_LEAST[1]} or newer, which needs Python 3.11 or newer; it runs the bundles that "
+                "`ilat-export BUNDLE --kv-cache concat` writes"
+            )
         try:
             session = onnxruntime.InferenceSession(path, self._options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the package's errors have no common base class
@@ -88,21 +95,26 @@ class OnnxGraph:
 
 
 class CachedGraph:
-    """A graph whose ``past_X`` and ``present_X`` are the same memory: appending to the cache copies nothing."""
+    """A graph whose ``past_X`` and ``present_X`` are the same memory: appending to the cache copies nothing.
+
+    A graph of an older opset writes the cache anew; then the two are different memory and change places in each call.
+    """
 
     def __init__(self, graph: OnnxGraph, batch: int) -> None:
         self._graph, self._batch = graph, batch
         self._binding = graph.session.io_binding()
         # Bound by address: older releases of the package do not keep the arrays alive.
-        self._buffers: list[npt.NDArray[Any]] = []
-        for name, tensor in graph.record.inputs.items():
-            if not name.startswith("past_"):
-                continue
-            shape = [batch, *(int(extent) for extent in tensor.shape[1:])]
-            self._buffers.append(np.zeros(shape, tensor.dtype))
-            buffer = onnxruntime.OrtValue.ortvalue_from_numpy(self._buffers[-1])
-            self._binding.bind_ortvalue_input(name, buffer)
-            self._binding.bind_ortvalue_output("present_" + name.removeprefix("past_"), buffer)
+        self._arrays: list[npt.NDArray[Any]] = []
+        self._caches: list[dict[str, Any]] = []
+        for _ in range(1 if graph.record.opset >= _IN_PLACE else 2):
+            cache = {}
+            for name, tensor in graph.record.inputs.items():
+                if name.startswith("past_"):
+                    shape = [batch, *(int(extent) for extent in tensor.shape[1:])]
+                    self._arrays.append(np.zeros(shape, tensor.dtype))
+                    cache[name] = onnxruntime.OrtValue.ortvalue_from_numpy(self._arrays[-1])
+            self._caches.append(cache)
+        self._bind_cache()
         self._cached = sum(name.startswith("present_") for name in graph.record.outputs)
         self._results = [name for name in graph.record.outputs if not name.startswith("present_")]
 
@@ -116,10 +128,19 @@ class CachedGraph:
                 # Bound again each time: its shape differs from call to call, and a stale one is written past its end.
                 self._binding.bind_output(name, "cpu")
             self._graph.session.run_with_iobinding(self._binding)
+            # In the order in which they were bound first: the cache's, then these.
             values = self._binding.get_outputs()[self._cached :]
+            if len(self._caches) > 1:
+                self._caches.reverse()
+                self._bind_cache()
         except Exception as error:
             raise BundleError(f"{self._graph.path}: the graph failed: {_one_line(error)}") from None
         return {name: value.numpy() for name, value in zip(self._results, values, strict=True)}
+
+    def _bind_cache(self) -> None:
+        for name in self._caches[0]:
+            self._binding.bind_ortvalue_input(name, self._caches[0][name])
+            self._binding.bind_ortvalue_output("present_" + name.removeprefix("past_"), self._caches[-1][name])
 
     def with_cache(self, batch: int) -> CachedGraph:
         """Another cache of the same graph."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Protocol
 
 import numpy as np
@@ -10,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ilat_runtime.errors import InputError
 from ilat_runtime.segments import segments
 
 from ..config import TransformerConfig
 from .attention import attention
+from .copy_start import start_by_copying
 from .point_mlp import PointMLP
 
 
@@ -28,22 +27,6 @@ class Cache(Protocol):
 
 TABLE_STD = 0.02
 """Standard deviation of the tables at the start."""
-
-
-def grid_positions(tokens: int, width: int) -> Tensor:
-    """Sines and cosines of row and column, (tokens, width), with the tables' standard deviation.
-
-    Raises:
-        InputError: the tokens are no square grid.
-    """
-    side = math.isqrt(tokens)
-    if side * side != tokens or width % 4:
-        raise InputError(f"position_start 'grid': {tokens} tokens × {width}, expected a square × a multiple of 4")
-    frequency = math.pi / side * torch.logspace(0, math.log2(side), width // 4, base=2)
-    angle = (torch.arange(side) + 0.5)[:, None] * frequency
-    wave = torch.cat([angle.sin(), angle.cos()], 1) * (TABLE_STD * 2**0.5)
-    rows, columns = wave.repeat_interleave(side, 0), wave.repeat(side, 1)
-    return torch.cat([rows, columns], 1)
 
 
 class SelfAttention(nn.Module):
@@ -109,10 +92,8 @@ class LocalTransformer(nn.Module):
         self.apply(_initialise)
         for table in (self.embedding, self.position):
             nn.init.normal_(table, std=TABLE_STD)
-        if config.position_start == "grid":
-            for block in ("condition", "target"):
-                with torch.no_grad():
-                    self.position[config.layout.slice(block)][1:] = grid_positions(config.image_tokens, config.width)
+        if config.start == "copy":
+            start_by_copying(self, TABLE_STD)
 
     def forward(
         self,

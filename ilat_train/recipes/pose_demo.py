@@ -29,7 +29,7 @@ POSE_DEMO = Recipe(
         condition_vocabulary=256,
         # With this few steps, what can be given is not left to be learned.
         shared_vocabulary=True,
-        position_start="grid",
+        start="copy",
     ),
     # Wide enough for hands and feet, which reach beyond the wrist's and the ankle's landmarks.
     data=DataConfig(dilation=0.105),
@@ -52,13 +52,14 @@ POSE_DEMO = Recipe(
     ),
     transformer_training=TransformerTraining(
         # Encoding a pair costs as much as a training step, and the clips are few: 4,000 pairs are encoded once.
-        steps=3600,
+        steps=1800,
         batch_size=8,
-        rate=8e-4,
+        rate=6e-4,
         warmup=100,
         precision="bf16-mixed",
         # A wall under the mask then has 66 % of the reference's tokens; with labels of the full stream 50 %.
         labels="plain",
+        token_noise=0.2,
         token_pool=4000,
     ),
 )

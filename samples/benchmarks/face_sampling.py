@@ -170,6 +170,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         )
     sampling, tokenizers = theirs.record(masked), (encode.record(), decode.record())
     whole = {name: round(sampling[name] + sum(part[name] for part in tokenizers), 3) for name in sampling}
+    # The yardstick of decoding: a token cannot be had in less than the time in which the weights are read once.
+    weights = torch.ones(sum(map(Tensor.numel, transformer.blocks.parameters())) // 768, 768)
+    reading, _ = timed(lambda: weights @ torch.ones(768), args.repeats)
     counted = [model.parameters() for model in (tokenizer, sketch_tokenizer, transformer)]
     return {
         "photograph": "scikit-image's astronaut, 512x512",
@@ -192,6 +195,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         },
         "bundle": {
             "sampling": ours.record(),
+            "reading_the_weights_once": reading.record(),
             "whole_edit": edit.record(),
             "wall_of_its_parts": {name: round(value, 3) for name, value in result.timings.items()},
         },
