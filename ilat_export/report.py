@@ -115,7 +115,7 @@ def report_engines(
         rows.append((name, human_size(part.bytes), *counts, memory, human_time(part.seconds)))
     total = sum(part.bytes for part in built.values())
     targets = ", ".join(record.targets) or "GPUs from Ampere on, compiled when loaded"
-    next_command = f"ilat-doctor {shlex.quote(str(args.out))}"
+    next_command = f"{_edit(args.out, manifest.kind)} --backend {record.flavour}"
     text = [
         *_table(rows),
         f"{folder}: {record.flavour} {record.version}, {record.precision}, for {targets}",

@@ -57,7 +57,7 @@ class Editor:
     def __init__(self, bundle: str | os.PathLike[str], backend: str = "auto", threads: int | None = None) -> None:
         self.manifest = load_manifest(bundle)
         verify_files(bundle, self.manifest)
-        choice = choose(backend, threads)
+        choice = choose(backend, threads, (Path(bundle), self.manifest))
         self.backend, self.backend_reason = choice.backend.description, choice.reason
         self._pipeline = Pipeline(Path(bundle), self.manifest, choice.backend)
 

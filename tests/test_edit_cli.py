@@ -247,7 +247,7 @@ WRONG = [
     (["--pose", "target.json", "--out", "out/a.png", "--top-k", "0"], 1, "top_k: 0"),
     (["--pose", "target.json", "--out", "out/a.png", "--temperature", "nan"], 1, "temperature: nan"),
     (["--pose", "target.json", "--out", "out/a.png", "--threads", "0"], 1, "threads: 0"),
-    (["--pose", "target.json", "--out", "out/a.png", "--backend", "tensorrt"], 1, "tensorrt is not in this version"),
+    (["--pose", "target.json", "--out", "out/a.png", "--backend", "tensorrt"], 1, "error: backend: tensorrt"),
     (["--poses", "sequence.json", "--out", "out/a.mp4", "--fps", "-3"], 1, "fps: -3"),
     (["--pose", "17.json", "--out", "out/a.png"], 1, "17.json: poses[0]"),
     (["--pose", "12.json", "--out", "out/a.png"], 1, "12.json: poses[0]: 12 landmarks, expected 13"),
@@ -433,7 +433,8 @@ def test_doctor(pose_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "onnxruntime" in text
     assert "used: onnxruntime" in text
-    assert "not in this version of ilat" in text
+    for name in ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda"):
+        assert f"\n  {name} " in text
     assert "complete and unchanged" in text
     assert doctor.main([str(pose_bundle), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ..errors import BackendError
 from ..manifest import Graph as GraphRecord
+from ..manifest import Manifest
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
@@ -41,6 +42,14 @@ class Backend(Protocol):
     name: str
     description: str
 
+    def for_bundle(self, bundle: Path, manifest: Manifest) -> Backend:
+        """This backend with what it needs of a bundle besides the graphs, such as engines.
+
+        Raises:
+            BackendError: the bundle lacks it: the message says what and how to get it.
+        """
+        ...
+
     def load(self, path: Path, record: GraphRecord) -> Graph:
         """Load a graph and check it against the manifest's record of it. Raises BundleError naming the file."""
         ...
@@ -52,11 +61,28 @@ def _onnxruntime(threads: int | None) -> Backend:
     return OnnxRuntime(threads)
 
 
-BACKENDS: dict[str, Callable[[int | None], Backend]] = {"onnxruntime": _onnxruntime}
-"""What exists, the first choice of ``auto`` first."""
+def _onnxruntime_cuda(threads: int | None) -> Backend:
+    from .onnxruntime import OnnxRuntime
 
-PLANNED = ("onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
-"""Named so that asking for one is answered precisely."""
+    return OnnxRuntime(threads, cuda=True)
+
+
+def _tensorrt(flavour: str) -> Callable[[int | None], Backend]:
+    def make(_threads: int | None) -> Backend:
+        from .tensorrt import TensorRt
+
+        return TensorRt(flavour)
+
+    return make
+
+
+BACKENDS: dict[str, Callable[[int | None], Backend]] = {
+    "tensorrt": _tensorrt("tensorrt"),
+    "tensorrt-rtx": _tensorrt("tensorrt-rtx"),
+    "onnxruntime-cuda": _onnxruntime_cuda,
+    "onnxruntime": _onnxruntime,
+}
+"""What exists, the first choice of ``auto`` first."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +96,11 @@ class Choice:
 _told: set[str] = set()
 
 
-def choose(name: str = "auto", threads: int | None = None) -> Choice:
+def choose(name: str = "auto", threads: int | None = None, bundle: tuple[Path, Manifest] | None = None) -> Choice:
     """The backend called ``name``; ``auto`` takes the first of :data:`BACKENDS` that works here and logs which and why.
 
     Args:
+        bundle: folder and manifest of what is to run: the backend comes with its engines, where it needs any.
         threads: number of CPU threads; None leaves it to the backend (one for each physical core).
 
     Raises:
@@ -81,11 +108,16 @@ def choose(name: str = "auto", threads: int | None = None) -> Choice:
     """
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise BackendError(f"threads: {threads!r}, expected a whole number from 1")
+
+    def made(make: Callable[[int | None], Backend]) -> Backend:
+        backend = make(threads)
+        return backend if bundle is None else backend.for_bundle(*bundle)
+
     if name == "auto":
         failures = []
         for make in BACKENDS.values():
             try:
-                choice = Choice(make(threads), f"auto takes the first that works here of: {', '.join(BACKENDS)}")
+                choice = Choice(made(make), f"auto takes the first that works here of: {', '.join(BACKENDS)}")
             except BackendError as error:
                 failures.append(str(error))
                 continue
@@ -97,10 +129,8 @@ def choose(name: str = "auto", threads: int | None = None) -> Choice:
             return choice
         raise BackendError("backend: none works here: " + "; ".join(failures))
     if name in BACKENDS:
-        return Choice(BACKENDS[name](threads), f"{name} was asked for")
+        return Choice(made(BACKENDS[name]), f"{name} was asked for")
     existing = ", ".join(["auto", *BACKENDS])
-    if name in PLANNED:
-        raise BackendError(f"backend: {name} is not in this version of ilat; there is {existing}")
     near = difflib.get_close_matches(name, [*BACKENDS, "auto"], 1)
     raise BackendError(
         f"backend: {name!r} does not exist{f', did you mean {near[0]}?' if near else ''}; there is {existing}"

@@ -16,7 +16,7 @@ def _driver() -> Any:
         import pycuda.driver as driver
     except ImportError as error:
         raise BackendError(
-            f"backend: pycuda cannot be imported ({error}); pip install pycuda, which needs the CUDA toolkit"
+            f"backend: pycuda cannot be imported ({error}); pip install 'ilat[cuda]', which needs the CUDA toolkit"
         ) from None
     try:
         driver.init()

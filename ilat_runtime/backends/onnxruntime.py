@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..errors import BackendError, BundleError
 from ..manifest import Graph as GraphRecord
-from ..manifest import Tensor
+from ..manifest import Manifest, Tensor
 from . import Tensors
 
 try:
@@ -27,18 +27,27 @@ _TYPES = {
     "tensor(float16)": "float16",
     "tensor(float)": "float32",
 }
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _SILENT = 4  # errors come as exceptions; the log would say them twice
 _LEAST, _IN_PLACE = (1, 25), 24
 """The release and the opset of the in-place cache."""
 
 
 class OnnxRuntime:
-    """The backend ``onnxruntime``: CPU, any platform that has the package."""
+    """The backends ``onnxruntime``, CPU, any platform that has the package, and ``onnxruntime-cuda``.
 
-    name = "onnxruntime"
+    Raises:
+        BackendError: ``cuda`` is asked for and the installed package has no CUDA provider.
+    """
 
-    def __init__(self, threads: int | None = None) -> None:
-        self.description = f"onnxruntime {onnxruntime.__version__} (CPU)"
+    def __init__(self, threads: int | None = None, cuda: bool = False) -> None:
+        self.name, self.device = ("onnxruntime-cuda", "cuda") if cuda else ("onnxruntime", "cpu")
+        self.description = f"onnxruntime {onnxruntime.__version__} ({'CUDA' if cuda else 'CPU'})"
+        if cuda and _CUDA not in onnxruntime.get_available_providers():
+            raise BackendError(
+                f"backend: onnxruntime-cuda: this onnxruntime {onnxruntime.__version__} is a build without CUDA; "
+                "pip uninstall onnxruntime, then pip install onnxruntime-gpu; it needs an NVIDIA driver and CUDA"
+            )
         self._options = onnxruntime.SessionOptions()
         self._options.log_severity_level = _SILENT
         # Threads that wait by spinning take the time of others: with two threads on two busy cores a step of the
@@ -46,6 +55,10 @@ class OnnxRuntime:
         self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads is not None:
             self._options.intra_op_num_threads = threads
+
+    def for_bundle(self, _bundle: Path, _manifest: Manifest) -> OnnxRuntime:
+        """Itself: it needs nothing but the graphs."""
+        return self
 
     def load(self, path: Path, record: GraphRecord) -> OnnxGraph:
         """Load a graph and check it against the manifest's record.
@@ -62,9 +75,16 @@ class OnnxRuntime:
                 "`ilat-export BUNDLE --kv-cache concat` writes"
             )
         try:
-            session = onnxruntime.InferenceSession(path, self._options, providers=["CPUExecutionProvider"])
+            providers = [_CPU] if self.device == "cpu" else [_CUDA, _CPU]
+            session = onnxruntime.InferenceSession(path, self._options, providers=providers)
         except Exception as error:  # the package's errors have no common base class
             raise BundleError(f"{path}: {self.description} cannot load the graph: {_one_line(error)}") from None
+        if session.get_providers()[0] != providers[0]:
+            # Where CUDA's libraries cannot be loaded, the package runs on the CPU and says so in its log only.
+            raise BackendError(
+                f"backend: {self.name}: the CUDA provider does not start here; it needs a GPU, its driver, and the "
+                "CUDA and cuDNN libraries that this onnxruntime-gpu was built for"
+            )
         for kind, nodes, tensors in (
             ("input", session.get_inputs(), record.inputs),
             ("output", session.get_outputs(), record.outputs),
@@ -72,14 +92,16 @@ class OnnxRuntime:
             problem = _difference({node.name: node for node in nodes}, tensors)
             if problem:
                 raise BundleError(f"{path}: {kind} {problem}")
-        return OnnxGraph(path, session, record)
+        return OnnxGraph(path, session, record, self.device)
 
 
 class OnnxGraph:
     """A graph in a session of ONNX Runtime."""
 
-    def __init__(self, path: Path, session: onnxruntime.InferenceSession, record: GraphRecord) -> None:
-        self.path, self.session, self.record = path, session, record
+    def __init__(
+        self, path: Path, session: onnxruntime.InferenceSession, record: GraphRecord, device: str = "cpu"
+    ) -> None:
+        self.path, self.session, self.record, self.device = path, session, record, device
 
     def run(self, inputs: Tensors) -> dict[str, npt.NDArray[Any]]:
         """Outputs by name; see :class:`ilat_runtime.backends.Graph`."""
@@ -112,7 +134,7 @@ class CachedGraph:
                 if name.startswith("past_"):
                     shape = [batch, *(int(extent) for extent in tensor.shape[1:])]
                     self._arrays.append(np.zeros(shape, tensor.dtype))
-                    cache[name] = onnxruntime.OrtValue.ortvalue_from_numpy(self._arrays[-1])
+                    cache[name] = onnxruntime.OrtValue.ortvalue_from_numpy(self._arrays[-1], graph.device, 0)
             self._caches.append(cache)
         self._bind_cache()
         self._cached = sum(name.startswith("present_") for name in graph.record.outputs)

@@ -73,7 +73,7 @@ def bench(args: argparse.Namespace) -> int:
             raise UsageError(f"--mask-ratio: {ratio:g}, expected above 0 and up to 1")
     manifest = load_manifest(args.bundle)
     verify_files(args.bundle, manifest)
-    backend = choose(args.backend, args.threads).backend
+    backend = choose(args.backend, args.threads, (Path(args.bundle), manifest)).backend
     pipeline = Pipeline(Path(args.bundle), manifest, backend)
     work = Bench(manifest, pipeline.encoder, pipeline.transformer, pipeline.decoder)
     ratios = sorted(set(args.mask_ratio))

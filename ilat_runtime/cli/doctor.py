@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..backends import BACKENDS, PLANNED, choose
+from ..backends import BACKENDS, choose
 from ..errors import BackendError, IlatError
 from ..manifest import load_manifest, verify_files
 from .common import DONE, FAILED, Parser, add_output_options, emit, human_size, new_parser, run_parser
@@ -41,7 +41,7 @@ def doctor(args: argparse.Namespace) -> int:
         "cpus": os.cpu_count(),
         "packages": {name: _module_version(module) for name, module in PACKAGES.items()}
         | {name: _version(name) for name in OPTIONAL_PACKAGES},
-        "backends": {name: _backend(name) for name in (*BACKENDS, *PLANNED)},
+        "backends": {name: _backend(name) for name in BACKENDS},
         "auto": None,
         "bundle": None,
     }
@@ -81,14 +81,14 @@ def _backend(name: str) -> str:
     try:
         return f"works: {choose(name).backend.description}"
     except BackendError as error:
-        return "not in this version of ilat" if name in PLANNED else str(error)
+        return str(error)
 
 
 def _bundle(folder: Path) -> dict[str, Any]:
     """Check the manifest, the files and that the graphs load. Raises IlatError at the first problem."""
     manifest = load_manifest(folder)
     verify_files(folder, manifest)
-    backend = choose("auto").backend
+    backend = choose("auto", bundle=(folder, manifest)).backend
     for graph in manifest.graphs.by_name.values():
         backend.load(folder / graph.file, graph)
     return {
