@@ -146,6 +146,7 @@ class OnnxNetwork:
                 start_target=model.start_target,
                 pose=model.pose,
             ),
+            "precision": manifest.Precision(compute="float32", weights="float32"),
         }
         description = manifest.Manifest.model_construct(**facts)
         inputs, outputs = manifest.signatures(description)["transformer"]

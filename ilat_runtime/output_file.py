@@ -23,9 +23,10 @@ def check_output(path: str | os.PathLike[str], suffixes: Sequence[str], force: b
         raise OutputError(
             f"{path}: cannot write {path.suffix or 'a file without a suffix'}, expected {', '.join(suffixes)}"
         )
-    if path.is_dir():
+    # os.path, whose answer for what may not be looked at is no, not an error.
+    if os.path.isdir(path):
         raise OutputError(f"{path}: is a folder, expected the name of a file")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise OutputError(f"{path}: the folder {path.parent} does not exist")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise OutputError(f"{path}: the folder {path.parent} is not writable")

@@ -223,7 +223,12 @@ def test_bundles_of_each_precision(converted: dict[str, Path], pose_bundle: Path
     bundle = converted[name]
     manifest, source = load_manifest(bundle), load_manifest(pose_bundle)
     verify_files(bundle, manifest)
-    wanted = {"fp16": ("float16", "float16"), "int8": ("float32", "int8"), "int4": ("float32", "int4")}[name]
+    wanted = {
+        "fp32": (source.precision.compute, source.precision.weights),
+        "fp16": ("float16", "float16"),
+        "int8": ("float32", "int8"),
+        "int4": ("float32", "int4"),
+    }[name]
     assert (manifest.precision.compute, manifest.precision.weights) == wanted
     cache = manifest.graphs.transformer.inputs["past_key_0"]
     assert cache.dtype == wanted[0]
@@ -317,7 +322,7 @@ def test_below_the_floor(
     assert main(command) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error == (
-        "ilat-export: error: --int8: share of equal tokens of the transformer is 0.5, the floor is 0.97; no bundle was "
+        "ilat-export: error: int8: share of equal tokens of the transformer is 0.5, the floor is 0.97; no bundle was "
         "written (--force writes it all the same)"
     )
     assert not out.exists()
@@ -355,7 +360,7 @@ def test_wrong_use(
 
     out = tmp_path / "b"
     code, line = said(pose_bundle, "--out", out)
-    assert (code, "say what to make of it: --fp16, --int8 or --int4" in line) == (2, True)
+    assert (code, "say what to make of it: --fp16, --int8, --int4, --kv-cache concat or" in line) == (2, True)
     code, line = said(pose_bundle, "--fp16", "--int8", "--out", out)
     assert (code, "not allowed with" in line) == (2, True)
     code, line = said(pose_bundle, "--fp16", "--weights", "float32", "--out", out)
