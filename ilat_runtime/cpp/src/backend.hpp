@@ -41,7 +41,7 @@ class Graph {
   /// Outputs by name. Throws BundleError that names the file.
   virtual Outputs run(const Inputs& inputs) const = 0;
   /// The same graph with buffers of its own for one sequence, for one thread at a time: each pair past_X/present_X is
-  /// one buffer, zero at first and updated in place by every run, which neither takes nor returns it.
+  /// one cache, zero at first and updated by every run, which neither takes nor returns it.
   virtual std::unique_ptr<Graph> with_cache() const = 0;
 };
 

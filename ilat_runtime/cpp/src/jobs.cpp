@@ -250,7 +250,7 @@ Bytes take(const Pixels& image, const Crop& crop) {
   for (int y = 0; y < crop.side; ++y) {
     const std::uint8_t* row = image.row(std::clamp(crop.y + y, 0, image.height - 1));
     for (int x = 0; x < crop.side; ++x, out += channels) {
-      const std::uint8_t* pixel = row + std::clamp(crop.x + x, 0, image.width - 1) * image.channels;
+      const std::uint8_t* pixel = row + std::ptrdiff_t{std::clamp(crop.x + x, 0, image.width - 1)} * image.channels;
       std::copy(pixel, pixel + channels, out);
     }
   }

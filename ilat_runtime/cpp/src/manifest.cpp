@@ -298,7 +298,7 @@ Manifest read_fields(const Json& json, Problems& problems) {
   }
   top.object("precision", [&](Fields& fields) {
     fields.choice("compute", m.compute, {"float32", "float16"});
-    fields.choice("weights", m.weights, {"float32", "float16"});
+    fields.choice("weights", m.weights, {"float32", "float16", "int8", "int4"});
   });
   top.boolean("leak_free", m.leak_free);
   top.object("graphs", [&](Fields& fields) {
@@ -341,9 +341,9 @@ const std::map<std::string, Signature> kSignatures = {
     {"transformer",
      {"tokens int64 B q; positions int64 B q; query_segment int32 B q; slot_segment int32 B T; write_index int64 B; "
       "top_k int64 1; temperature float32 B; uniform float32 B u v; landmarks float32 B q 3; "
-      "past_key_* float32 B H T d; past_value_* float32 B H T d",
+      "past_key_* compute B H T d; past_value_* compute B H T d",
       "next_token int64 B q; log_probability float32 B q; "
-      "present_key_* float32 B H T d; present_value_* float32 B H T d"}},
+      "present_key_* compute B H T d; present_value_* compute B H T d"}},
     {"decoder",
      {"latent float32 B C g g; tokens int64 B n; token_mask bool B n; image uint8 B h w 3; edit_mask uint8 B h w; "
       "blend bool 1",
@@ -361,6 +361,7 @@ Tensors expected_tensors(const Manifest& m, const char* signature) {
     std::string name;
     TensorRecord tensor;
     words >> name >> tensor.dtype;
+    if (tensor.dtype == "compute") tensor.dtype = m.compute;
     while (words >> word) {
       const auto size = sizes.find(word);
       const bool digits = std::isdigit(static_cast<unsigned char>(word[0])) != 0;
@@ -453,7 +454,7 @@ void check(const Manifest& m, const std::string& where) {
   require(m.has_graph(kSketch) == sketched, "graphs.sketch",
           cat("is ", sketched ? "missing" : "not a graph", " for kind ", kind));
   for (const auto& [name, graph] : m.graphs) {
-    const auto listed = [&](const auto& entry) { return entry.first == graph.file; };
+    const auto listed = [&file = graph.file](const auto& entry) { return entry.first == file; };
     require(std::any_of(m.files.begin(), m.files.end(), listed), cat("graphs.", name, ".file"),
             cat(repr(graph.file), " is not listed under 'files'"));
     const Signature& wanted = kSignatures.at(name);

@@ -29,6 +29,8 @@ struct GraphRecord {
   std::int64_t opset = 0;
   Tensors inputs, outputs;
   bool takes(const std::string& input) const;
+  /// Whether past_* and present_* are to be the same memory; older graphs write the cache anew, to other memory.
+  bool in_place() const { return opset >= 24; }
 };
 
 struct FileRecord {

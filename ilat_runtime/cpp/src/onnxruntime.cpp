@@ -3,6 +3,7 @@
 #include <onnxruntime_c_api.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <ilat/editor.hpp>
@@ -15,9 +16,8 @@ namespace ilat::detail {
 
 namespace {
 
-// The first with the in-place cache (opset 24); nothing here needs a newer interface.
-constexpr int kLeast = 25;
-constexpr int kApi = ORT_API_VERSION < kLeast ? ORT_API_VERSION : kLeast;
+// The interface asked for, so that libraries older than the headers serve; and the release of the in-place cache.
+constexpr int kApi = ORT_API_VERSION < 20 ? ORT_API_VERSION : 20, kInPlace = 25;
 constexpr auto kSilent = ORT_LOGGING_LEVEL_FATAL;  // errors come as exceptions; the log would say them twice
 
 /// The library and its environment, which all graphs share.
@@ -97,9 +97,9 @@ class OnnxGraph : public Graph {
       std::vector<OrtValue*> output_values;
       for (const auto& [name, record] : session_->record.inputs) {
         const auto input = inputs.find(name);
-        const auto buffer = buffers_.find(name);
-        if (buffer != buffers_.end()) {
-          input_values.push_back(buffer->second.second.get());
+        const auto cache = caches_[0].find(name);
+        if (cache != caches_[0].end()) {
+          input_values.push_back(cache->second.value.get());
         } else if (input != inputs.end()) {
           tensors.push_back(runtime.tensor(input->second.data, input->second.shape, record.dtype));
           input_values.push_back(tensors.back().get());
@@ -109,18 +109,19 @@ class OnnxGraph : public Graph {
         input_names.push_back(name.c_str());
       }
       for (const auto& [name, record] : session_->record.outputs) {
-        const auto buffer = buffers_.find(name);
+        const Caches& to = caches_[session_->record.in_place() ? 0 : 1];
+        const auto cache = to.find(past(name));
         output_names.push_back(name.c_str());
-        // The cache is input and output at the same address, so that appending to it copies nothing.
-        output_values.push_back(buffer == buffers_.end() ? nullptr : buffer->second.second.get());
+        output_values.push_back(cache == to.end() ? nullptr : cache->second.value.get());
       }
       runtime.check(runtime.api->Run(session_->session, nullptr, input_names.data(), input_values.data(),
                                      input_names.size(), output_names.data(), output_names.size(),
                                      output_values.data()));
       Outputs outputs;
       for (std::size_t i = 0; i < output_names.size(); ++i) {
-        if (buffers_.count(output_names[i]) == 0) outputs.emplace(output_names[i], take(output_values[i]));
+        if (caches_[0].count(past(output_names[i])) == 0) outputs.emplace(output_names[i], take(output_values[i]));
       }
+      if (!session_->record.in_place()) std::swap(caches_[0], caches_[1]);
       return outputs;
     } catch (const std::runtime_error& error) {
       throw BundleError(cat(session_->path, ": the graph failed: ", one_line(error.what())));
@@ -132,18 +133,28 @@ class OnnxGraph : public Graph {
     for (const auto& [name, record] : session_->record.inputs) {
       if (name.compare(0, 5, "past_") != 0) continue;
       const auto shape = cache_shape(record);
-      auto memory = std::make_shared<std::vector<std::byte>>(count_of(shape) * size_of(record.dtype));
-      const auto bind = [&](const std::string& to) {
-        graph->buffers_.emplace(to,
-                                std::make_pair(memory, session_->runtime->tensor(memory->data(), shape, record.dtype)));
-      };
-      bind(name);
-      bind("present_" + name.substr(5));
+      // One where input and output are the same address, so that appending to it copies nothing; else two.
+      for (std::size_t i = 0; i < (session_->record.in_place() ? 1 : 2); ++i) {
+        std::vector<std::byte> memory(count_of(shape) * size_of(record.dtype));
+        auto value = session_->runtime->tensor(memory.data(), shape, record.dtype);
+        graph->caches_[i].emplace(name, Cache{std::move(memory), std::move(value)});
+      }
     }
     return graph;
   }
 
  private:
+  struct Cache {
+    std::vector<std::byte> memory;
+    Runtime::Value value;
+  };
+  using Caches = std::map<std::string, Cache>;
+
+  /// The input of a cache's output.
+  static std::string past(const std::string& name) {
+    return name.compare(0, 8, "present_") == 0 ? "past_" + name.substr(8) : "";
+  }
+
   Output take(OrtValue* value) const {
     const Runtime& runtime = *session_->runtime;
     const std::shared_ptr<OrtValue> owner(
@@ -162,7 +173,7 @@ class OnnxGraph : public Graph {
   }
 
   std::shared_ptr<const Session> session_;
-  std::map<std::string, std::pair<std::shared_ptr<std::vector<std::byte>>, Runtime::Value>> buffers_;
+  mutable std::array<Caches, 2> caches_;  // what is read, and, where it is not written in place, what is written
 };
 
 /// What of a session's inputs or outputs contradicts the manifest; empty when nothing does.
@@ -231,13 +242,13 @@ class OnnxRuntime : public Backend {
     const auto get_base = reinterpret_cast<const OrtApiBase* (*)()>(dlsym(library, "OrtGetApiBase"));
     if (!get_base) throw BackendError(cat("backend: onnxruntime: ", names[0], " is not ONNX Runtime"));
     const std::string version = get_base()->GetVersionString();
-    int major = 0, minor = 0;
-    const bool known = std::sscanf(version.c_str(), "%d.%d", &major, &minor) == 2;
-    runtime_->api = known && (major > 1 || minor >= kLeast) ? get_base()->GetApi(kApi) : nullptr;
+    runtime_->api = get_base()->GetApi(kApi);
     if (!runtime_->api) {
-      throw BackendError(cat("backend: onnxruntime ", version, " is too old, the in-place cache (opset 24) needs 1.",
-                             kLeast, " or newer"));
+      throw BackendError(cat("backend: onnxruntime ", version, " is too old, 1.", kApi, " or newer is needed"));
     }
+    int major = 0, minor = 0;
+    std::sscanf(version.c_str(), "%d.%d", &major, &minor);
+    in_place_ = major > 1 || minor >= kInPlace;
     runtime_->description = cat("onnxruntime ", version, " (CPU)");
     try {
       runtime_->check(runtime_->api->CreateEnv(kSilent, "ilat", &runtime_->env));
@@ -256,6 +267,11 @@ class OnnxRuntime : public Backend {
     session->runtime = runtime_;
     session->record = manifest.graph(graph);
     session->path = tidy_path(folder) + "/" + session->record.file;
+    if (session->record.in_place() && !in_place_) {
+      throw BackendError(cat("backend: ", description(), " is too old, the in-place cache (opset 24) needs 1.",
+                             kInPlace,
+                             " or newer; it runs the bundles that `ilat-export BUNDLE --kv-cache concat` writes"));
+    }
     std::string problem;
     try {
       OrtSessionOptions* options = nullptr;
@@ -278,6 +294,7 @@ class OnnxRuntime : public Backend {
 
  private:
   std::optional<int> threads_;
+  bool in_place_ = false;
   std::shared_ptr<Runtime> runtime_;
 };
 

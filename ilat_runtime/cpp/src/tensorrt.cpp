@@ -4,12 +4,16 @@
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
+#include <algorithm>
+#include <array>
 #include <filesystem>
 #include <fstream>
 #include <ilat/editor.hpp>
 #include <mutex>
+#include <sstream>
 
 #include "backend.hpp"
+#include "sha256.hpp"
 #include "text.hpp"
 
 namespace ilat::detail {
@@ -24,7 +28,7 @@ struct Cuda {
   explicit Cuda(void* library) : library_(library) {}
 
   template <typename Function, typename... Arguments>
-  void operator()(Function*, const char* name, Arguments... arguments) const {
+  void call(const char* name, Arguments... arguments) const {
     const auto function = reinterpret_cast<Function*>(dlsym(library_, name));
     const cudaError_t status = function ? function(arguments...) : cudaErrorSharedObjectSymbolNotFound;
     if (status != cudaSuccess)
@@ -35,7 +39,8 @@ struct Cuda {
   void* library_;
 };
 
-#define ILAT_CUDA(cuda, function, ...) (cuda)(&(function), #function, __VA_ARGS__)
+// Only the type of the function is taken: nothing is linked.
+#define ILAT_CUDA(cuda, function, ...) (cuda).call<decltype(function)>(#function, __VA_ARGS__)
 
 /// Keeps what went wrong, so that it can be told.
 class Log : public trt::ILogger {
@@ -107,7 +112,23 @@ struct Engine {
   std::shared_ptr<Runtime> runtime;
   std::string path;
   GraphRecord record;
+  Json profiles;
   std::unique_ptr<trt::ICudaEngine> engine;
+
+  /// The first profile that takes inputs of these shapes. Shape tensors are not looked at.
+  std::int32_t profile(const std::map<std::string, Dims>& shapes) const {
+    for (std::size_t i = 0; i < profiles.size(); ++i) {
+      const auto takes = [&](const auto& input) {
+        const Json& range = profiles[i].at("inputs").at(input.first);
+        const Dims least = range.at("min"), most = range.at("max"), &shape = input.second;
+        bool inside = least.size() == shape.size() && most.size() == shape.size();
+        for (std::size_t d = 0; inside && d < shape.size(); ++d) inside = least[d] <= shape[d] && shape[d] <= most[d];
+        return inside;
+      };
+      if (std::all_of(shapes.begin(), shapes.end(), takes)) return static_cast<std::int32_t>(i);
+    }
+    throw std::runtime_error("its engine takes no inputs of these shapes");
+  }
 };
 
 class TensorRtGraph : public Graph {
@@ -132,20 +153,41 @@ class TensorRtGraph : public Graph {
   Outputs run(const Inputs& inputs) const override {
     const std::lock_guard lock(mutex_);  // a context runs one call at a time
     try {
+      std::map<std::string, Dims> shapes;
       for (const auto& [name, record] : engine_->record.inputs) {
-        if (cache_.count(name)) continue;
         const auto input = inputs.find(name);
-        if (input == inputs.end()) throw std::runtime_error("input " + name + " is missing");
-        const std::size_t bytes = count_of(input->second.shape) * size_of(record.dtype);
-        void* device = buffer(name).reserve(bytes);
-        ILAT_CUDA(cuda_, cudaMemcpyAsync, device, input->second.data, bytes, cudaMemcpyHostToDevice, stream_);
-        require(context_->setInputShape(name.c_str(), to_dims(input->second.shape)));
-        require(context_->setTensorAddress(name.c_str(), device));
+        const bool cached = caches_[0].count(name) != 0;
+        if (!cached && input == inputs.end()) throw std::runtime_error("input " + name + " is missing");
+        if (!host(name)) shapes[name] = cached ? cache_shape(record) : input->second.shape;
+      }
+      if (const std::int32_t wanted = engine_->profile(shapes); wanted != profile_) {
+        require(context_->setOptimizationProfileAsync(wanted, stream_));
+        profile_ = wanted;
+      }
+      const bool in_place = engine_->record.in_place();
+      for (const auto& [name, record] : engine_->record.inputs) {
+        const auto cache = caches_[0].find(name);
+        if (cache != caches_[0].end()) {
+          const std::string present = "present_" + name.substr(5);
+          require(context_->setInputShape(name.c_str(), to_dims(shapes[name])));
+          require(context_->setTensorAddress(name.c_str(), cache->second->reserve(0)));
+          require(context_->setTensorAddress(present.c_str(), caches_[in_place ? 0 : 1].at(name)->reserve(0)));
+          continue;
+        }
+        const Input& input = inputs.at(name);
+        const std::size_t bytes = count_of(input.shape) * size_of(record.dtype);
+        void* data = const_cast<void*>(input.data);  // inputs are not written
+        if (!host(name)) {
+          data = buffer(name).reserve(bytes);
+          ILAT_CUDA(cuda_, cudaMemcpyAsync, data, input.data, bytes, cudaMemcpyHostToDevice, stream_);
+        }
+        require(context_->setInputShape(name.c_str(), to_dims(input.shape)));
+        require(context_->setTensorAddress(name.c_str(), data));
       }
       std::vector<std::pair<std::string, std::size_t>> results;
       Outputs outputs;
       for (const auto& [name, record] : engine_->record.outputs) {
-        if (cache_.count(name)) continue;
+        if (name.compare(0, 8, "present_") == 0 && !caches_[0].empty()) continue;
         const trt::Dims dims = context_->getTensorShape(name.c_str());
         Output& output = outputs[name];
         for (std::int32_t i = 0; i < dims.nbDims; ++i) output.shape.push_back(dims.d[i]);
@@ -161,8 +203,9 @@ class TensorRtGraph : public Graph {
         outputs[name].data = std::shared_ptr<const void>(memory, memory->data());
       }
       ILAT_CUDA(cuda_, cudaStreamSynchronize, stream_);
+      if (!in_place) std::swap(caches_[0], caches_[1]);
       return outputs;
-    } catch (const std::runtime_error& error) {
+    } catch (const std::exception& error) {
       throw BundleError(cat(engine_->path, ": the graph failed: ", error.what()));
     }
   }
@@ -180,18 +223,17 @@ class TensorRtGraph : public Graph {
   }
 
  private:
-  /// Input and output at the same address: appending to the cache copies nothing.
+  /// One buffer where past_* and present_* are the same memory, so that appending copies nothing; else two.
   void bind_cache(const std::string& name, const TensorRecord& record) {
-    const Dims shape = cache_shape(record);
-    const std::string present = "present_" + name.substr(5);
-    const std::size_t bytes = count_of(shape) * size_of(record.dtype);
-    void* device = buffer(name).reserve(bytes);
-    ILAT_CUDA(cuda_, cudaMemsetAsync, device, 0, bytes, stream_);
-    require(context_->setInputShape(name.c_str(), to_dims(shape)));
-    require(context_->setTensorAddress(name.c_str(), device));
-    require(context_->setTensorAddress(present.c_str(), device));
-    cache_[name] = cache_[present] = true;
+    const std::size_t bytes = count_of(cache_shape(record)) * size_of(record.dtype);
+    for (std::size_t i = 0; i < (engine_->record.in_place() ? 1 : 2); ++i) {
+      auto memory = std::make_unique<Buffer>(cuda_);
+      ILAT_CUDA(cuda_, cudaMemsetAsync, memory->reserve(bytes), 0, bytes, stream_);
+      caches_[i][name] = std::move(memory);
+    }
   }
+  /// Whether the input is a shape tensor, which TensorRT reads from host memory.
+  bool host(const std::string& name) const { return engine_->engine->isShapeInferenceIO(name.c_str()); }
   [[noreturn]] void fail() const { throw std::runtime_error(engine_->runtime->log.last()); }
   void require(bool holds) const {
     if (!holds) fail();
@@ -206,9 +248,11 @@ class TensorRtGraph : public Graph {
   const Cuda& cuda_;
   std::unique_ptr<trt::IExecutionContext> context_;
   cudaStream_t stream_ = nullptr;
-  std::map<std::string, bool> cache_;
+  using Buffers = std::map<std::string, std::unique_ptr<Buffer>>;
+  mutable std::array<Buffers, 2> caches_;  // what is read, and, where it is not written in place, what is written
+  mutable std::int32_t profile_ = 0;
   mutable std::mutex mutex_;
-  mutable std::map<std::string, std::unique_ptr<Buffer>> buffers_;
+  mutable Buffers buffers_;
 };
 
 class TensorRt : public Backend {
@@ -245,10 +289,12 @@ class TensorRt : public Backend {
     auto engine = std::make_shared<Engine>();
     engine->runtime = runtime_;
     engine->record = manifest.graph(graph);
-    engine->path = engine_path(folder, graph, manifest);
-    std::ifstream file(engine->path, std::ios::binary | std::ios::ate);
-    if (!file) {
-      throw BackendError(cat(engine->path, ": no such engine; make it on this machine with ilat-export --engine"));
+    const auto [path, entry] = find(folder, graph, manifest);
+    engine->path = path;
+    engine->profiles = entry.at("profiles");
+    std::ifstream file(path, std::ios::binary | std::ios::ate);
+    if (!file || file.tellg() != entry.at("bytes").get<std::int64_t>() || sha256_of_file(path) != entry.at("sha256")) {
+      throw BundleError(cat(path, ": missing or changed; ", hint(folder)));
     }
     std::vector<char> data(static_cast<std::size_t>(file.tellg()));
     file.seekg(0).read(data.data(), static_cast<std::streamsize>(data.size()));
@@ -268,14 +314,42 @@ class TensorRt : public Backend {
   }
 
  private:
-  /// BUNDLE.engines/GRAPH-SHA256-tensorrt-VERSION-ARCHITECTURE-PRECISION.engine: all that makes an engine valid.
-  std::string engine_path(const std::string& folder, const std::string& graph, const Manifest& manifest) const {
+  static std::string hint(const std::string& folder) {
+    return cat("build them with `ilat-export ", folder, " --engine tensorrt --out ", folder, " --force`");
+  }
+
+  /// The file of a graph's engine that may be loaded here, and its entry in engines.json (docs/bundle.md). One that
+  /// differs in any part of its key is never loaded.
+  std::pair<std::string, Json> find(const std::string& given, const std::string& graph, const Manifest& m) const {
+    namespace fs = std::filesystem;
+    const std::string folder = tidy_path(given);
     std::string digest;
-    for (const auto& [path, record] : manifest.files) {
-      if (path == manifest.graph(graph).file) digest = record.sha256.substr(0, 16);
+    for (const auto& [path, record] : m.files) digest = path == m.graph(graph).file ? record.sha256 : digest;
+    std::error_code missing;
+    std::vector<fs::path> folders;
+    for (const auto& item : fs::directory_iterator(folder + "/engines", missing)) folders.push_back(item.path());
+    std::sort(folders.begin(), folders.end());
+    for (const fs::path& at : folders) {
+      std::ifstream file(at / "engines.json", std::ios::binary);
+      std::ostringstream text;
+      text << file.rdbuf();
+      if (!file) continue;
+      try {
+        const Json record = parse_json(text.str()), &entry = record.at("engines").at(graph);
+        const std::vector<std::string> targets = record.at("targets");
+        const std::string name = entry.at("file"), version = record.at("version");
+        const bool same = record.at("format") == "ilat-engines" && record.at("format_version") == 1 &&
+                          record.at("flavour") == "tensorrt" && record.at("precision") == m.compute &&
+                          version.compare(0, runtime_->version.size(), runtime_->version) == 0 &&
+                          std::count(targets.begin(), targets.end(), runtime_->architecture) > 0 &&
+                          entry.at("graph_sha256") == digest && name.find('/') == name.npos;
+        if (same) return {(at / name).string(), entry};
+      } catch (const std::exception& error) {
+        throw BundleError(cat((at / "engines.json").string(), ": ", one_line(error.what())));
+      }
     }
-    return cat(tidy_path(folder), ".engines/", graph, "-", digest, "-tensorrt-", runtime_->version, "-",
-               runtime_->architecture, "-", manifest.compute, ".engine");
+    throw BackendError(
+        cat("backend: tensorrt: ", folder, " holds no engine of ", graph, " for ", description(), "; ", hint(folder)));
   }
 
   std::shared_ptr<Runtime> runtime_;
