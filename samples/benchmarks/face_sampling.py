@@ -7,9 +7,10 @@ noise; what is computed is the same).
 
     python samples/benchmarks/face_sampling.py --work out/face-benchmark
 
-writes the run and its bundle to out/face-benchmark, where a second call finds them, and prints one JSON object. Ratios
-are of seconds of the CPU (user and system, of all threads), so that other programs on the machine count for little;
-seconds of the clock are beside them.
+writes the run and its bundles to out/face-benchmark, where a second call finds them, and prints one JSON object. Two
+bundles are timed: as exported, in float32, and with the transformer's weights in 8 bits. Ratios are of seconds of the
+CPU (user and system, of all threads), so that other programs on the machine count for little; seconds of the clock are
+beside them.
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ from tqdm import tqdm
 
 from ilat_export.bundle import Facts, export_bundle
 from ilat_export.graphs import DecoderGraph, SketchEncoderGraph
-from ilat_runtime import Editor
-from ilat_runtime.backends import Graph, choose
+from ilat_export.precision import convert_bundle
+from ilat_export.sample import random_sample
+from ilat_runtime import Editor, Result
+from ilat_runtime.backends import choose
 from ilat_runtime.decoding import Decoder, Sampling, Target
-from ilat_runtime.manifest import Manifest
+from ilat_runtime.manifest import load_manifest
 from ilat_runtime.segments import decode_plan
 from ilat_train import checkpoint
 from ilat_train.importing.fixture import imported, read_fixture
@@ -76,6 +79,15 @@ def bundle(work: Path, tokenizer: TSVQGAN, sketch_tokenizer: TSVQGAN, transforme
             progress=lambda stage, _: print(f"export: {stage}", file=sys.stderr, flush=True),
         )  # fmt: skip
         print(f"export: {json.dumps(found.record())}", file=sys.stderr, flush=True)
+    return folder
+
+
+def in_int8(source: Path) -> Path:
+    """The bundle with the transformer's weights in 8 bits, beside it; what its random weights lose says nothing."""
+    folder = source.with_name(source.name + "-int8")
+    if not folder.is_dir():
+        sample = random_sample(load_manifest(source), np.random.default_rng(0))
+        convert_bundle(source, folder, "int8", [sample], force=True)
     return folder
 
 
@@ -135,33 +147,53 @@ def authors_way(
     return clock, chosen
 
 
-def cached_way(manifest: Manifest, graph: Graph, condition: Tensor, tokens: Tensor, token_mask: Tensor) -> list[int]:
-    """The runtime's: everything that is known is prefilled, then one call for each masked token."""
-    decoder = Decoder(manifest, graph, 1)
-    decoder.condition([condition[0].numpy()], [None])
-    plan = decode_plan(manifest.sequence, token_mask[0].numpy(), manifest.numbering)
-    return decoder.generate([Target(plan, tokens[0].numpy(), None)], Sampling())[0].tokens.tolist()
+class Cached:
+    """The runtime's way: everything that is known is prefilled, then one call for each masked token."""
+
+    def __init__(self, folder: Path, threads: int, repeats: int) -> None:
+        self.editor, self.manifest, self.repeats = Editor(folder, threads=threads), load_manifest(folder), repeats
+        record = self.manifest.graphs.transformer
+        self._graph = choose("onnxruntime", threads=threads).backend.load(folder / record.file, record)
+        self.sampling = Clock()
+
+    def edit(self, image: np.ndarray, mask: np.ndarray, sketch: np.ndarray) -> tuple[Clock, Result]:
+        """A whole edit, as a user makes it."""
+        return timed(lambda: self.editor.edit(image, mask=mask, sketch=sketch), self.repeats)
+
+    def sample(self, condition: Tensor, tokens: Tensor, token_mask: Tensor) -> list[int]:
+        """The masked tokens, timed."""
+
+        def generate() -> list[int]:
+            decoder = Decoder(self.manifest, self._graph, 1)
+            decoder.condition([condition[0].numpy()], [None])
+            plan = decode_plan(self.manifest.sequence, token_mask[0].numpy(), self.manifest.numbering)
+            return decoder.generate([Target(plan, tokens[0].numpy(), None)], Sampling())[0].tokens.tolist()
+
+        clock, found = timed(generate, self.repeats)
+        self.sampling = Clock(self.sampling.cpu + clock.cpu, self.sampling.wall + clock.wall)
+        return found
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Both ways, on the same photograph."""
     tokenizer, sketch_tokenizer, transformer = models(args.work, args.fixtures)
     folder = bundle(args.work, tokenizer, sketch_tokenizer, transformer)
-    editor = Editor(folder, threads=args.threads)
-    manifest, record = editor.manifest, editor.manifest.graphs.transformer
-    transform = choose("onnxruntime", threads=args.threads).backend.load(folder / record.file, record)
+    folders = {"float32": folder, "int8": in_int8(folder)}
+    ways = {name: Cached(path, args.threads, args.repeats) for name, path in folders.items()}
+    editor = ways["float32"].editor
     image = np.asarray(astronaut(), np.uint8)
     mask, lines = face_mask(editor, image), editor.sketch(image)
     graph, painter = SketchEncoderGraph(tokenizer, sketch_tokenizer), DecoderGraph(tokenizer)
     inputs = [torch.from_numpy(part[None]) for part in (image, mask.astype(np.uint8), lines)]
     with torch.inference_mode():
         encode, (latent, tokens, token_mask, edit_mask, condition) = timed(lambda: graph(*inputs), args.repeats)
-    ours, found = timed(lambda: cached_way(manifest, transform, condition, tokens, token_mask), args.repeats)
+    found = {name: way.sample(condition, tokens, token_mask) for name, way in ways.items()}
     theirs, chosen = authors_way(transformer, condition, tokens, token_mask, args.tokens)
     # Once more: what else the machine does may have changed meanwhile.
-    again, _ = timed(lambda: cached_way(manifest, transform, condition, tokens, token_mask), args.repeats)
-    ours = Clock(ours.cpu + again.cpu, ours.wall + again.wall)
-    edit, result = timed(lambda: editor.edit(image, mask=mask, sketch=lines), args.repeats)
+    for way in ways.values():
+        way.sample(condition, tokens, token_mask)
+    edits = {name: way.edit(image, mask, lines) for name, way in ways.items()}
+    result = edits["float32"][1]
     finished, masked = tokens.clone(), int(token_mask.sum())
     finished[token_mask] = torch.from_numpy(result.tokens)
     with torch.inference_mode():
@@ -182,8 +214,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "sequence": transformer.config.layout.length,
         "parameters": {name: sum(map(Tensor.numel, part)) for name, part in zip(PARTS, counted, strict=True)},
         "equal_tokens": {
-            "sampling": f"{sum(map(int.__eq__, chosen, found))} of {len(chosen)}",
-            "editor": f"{sum(map(int.__eq__, found, result.tokens.tolist()))} of {masked}",
+            "sampling": f"{sum(map(int.__eq__, chosen, found['float32']))} of {len(chosen)}",
+            "editor": f"{sum(map(int.__eq__, found['float32'], result.tokens.tolist()))} of {masked}",
         },
         "authors_way": {
             "whole_passes_timed": len(chosen),
@@ -193,14 +225,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "decode": tokenizers[1],
             "whole_edit": whole,
         },
-        "bundle": {
-            "sampling": ours.record(),
-            "reading_the_weights_once": reading.record(),
-            "whole_edit": edit.record(),
-            "wall_of_its_parts": {name: round(value, 3) for name, value in result.timings.items()},
+        "reading_the_weights_once": reading.record(),
+        "bundles": {
+            name: {
+                "sampling": way.sampling.record(),
+                "whole_edit": edits[name][0].record(),
+                "wall_of_its_parts": {part: round(value, 3) for part, value in edits[name][1].timings.items()},
+                "ratio_of_sampling": round(sampling["cpu"] / way.sampling.record()["cpu"], 1),
+                "ratio_of_the_whole_edit": round(whole["cpu"] / edits[name][0].record()["cpu"], 1),
+            }
+            for name, way in ways.items()
         },
-        "ratio_of_sampling": round(sampling["cpu"] / ours.record()["cpu"], 1),
-        "ratio_of_the_whole_edit": round(whole["cpu"] / edit.record()["cpu"], 1),
         "threads": args.threads,
         "environment": {
             "backend": editor.backend,
