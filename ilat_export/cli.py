@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from ilat_runtime.cli.common import (
     DONE,
+    FAILED,
     Parser,
     UsageError,
     add_output_options,
@@ -31,7 +33,7 @@ from ilat_runtime.manifest import load_manifest
 from ilat_train.config import SKETCH_TOKENIZER
 
 from .limits import Limits
-from .report import Said, report_conversion, report_engines, report_export
+from .report import Said, report_check, report_conversion, report_engines, report_export
 
 if TYPE_CHECKING:
     from .sample import Sample
@@ -55,8 +57,9 @@ def build_parser() -> Parser:
         "Write a trained model as a bundle: ONNX graphs and a manifest. Every graph is compared with PyTorch on random "
         "and real inputs; a bundle that misses its tolerance is not written. With --fp16, --int8 or --int4, another "
         "precision of a model or of a bundle, compared with float32 on real inputs. With --engine, engines for NVIDIA "
-        "GPUs in the bundle. Example: ilat-export runs/me --out bundles/me; ilat-export bundles/me --fp16 --engine "
-        "tensorrt-rtx --compute-capability 86 89 120 --out bundles/me-fp16",
+        "GPUs in the bundle. With --verify, a check of the bundle by Polygraphy. Example: ilat-export runs/me --out "
+        "bundles/me; ilat-export bundles/me --fp16 --engine tensorrt-rtx --compute-capability 86 89 120 --verify --out "
+        "bundles/me-fp16",
     )
     add = parser.add_argument
     add(
@@ -66,7 +69,7 @@ def build_parser() -> Parser:
         help="a run's folder, with tokenizer/ and transformer/, and sketch-tokenizer/ where the condition is a sketch; "
         "or a float32 bundle to convert",
     )
-    add("--out", type=Path, required=True, metavar="BUNDLE", help="the bundle's folder")
+    add("--out", type=Path, metavar="BUNDLE", help="the bundle's folder; only --verify of a bundle goes without")
     add("--name", metavar="TEXT", help="the model's name; default: that of --out")
     precision = parser.add_mutually_exclusive_group()
     for name, meaning in PRECISIONS.items():
@@ -88,6 +91,12 @@ def build_parser() -> Parser:
     )
     add("--max-batch", type=int, metavar="N", help=f"largest batch that the engines take ({LIMITS.batch})")
     add("--max-crop", type=int, metavar="N", help=f"largest side of a crop in pixels that they take ({LIMITS.crop})")
+    add(
+        "--verify",
+        action="store_true",
+        help="lint and inspect the bundle's graphs with Polygraphy; compare its engines with ONNX Runtime where there "
+        "is a GPU for them",
+    )
     add(
         "--weights",
         choices=("float16", "float32"),
@@ -114,43 +123,58 @@ def build_parser() -> Parser:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command; returns the exit code, 1 where ``--verify`` finds something wrong."""
     stop_on_terminate()
     begun = time.perf_counter()
-    from .destination import check_destination
-
     bundled = (args.source / MANIFEST).is_file()
     _check_usage(args, bundled)
+    if args.verify:
+        _check_polygraphy()
+    said = _write(args, bundled, begun)
+    if args.engine:
+        said = _build(args, said, begun)
+    problems: list[str] = []
+    if args.verify:
+        said, problems = _verify(args, said)
+    if said is not None:
+        emit(args, *said)
+    for problem in problems:
+        print(f"ilat-export: error: {problem}", file=sys.stderr, flush=True)
+    return FAILED if problems else DONE
+
+
+def _write(args: argparse.Namespace, bundled: bool, begun: float) -> Said | None:
+    """Writes the bundle ``--out``; None where the source is one already and nothing is converted."""
+    from .destination import check_destination
+
     converts = args.precision or args.kv_cache == "concat"
     if bundled and not converts:
-        _build(args, None, begun)
-        return DONE
+        return None
     check_destination(args.out, args.force)
     if bundled:
-        said = _convert(args, args.source, None, begun)
-    elif converts:
+        return _convert(args, args.source, None, begun)
+    if converts:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.", dir=args.out.parent) as folder:
             exported = _export_run(args, Path(folder) / "float32")
-            said = _convert(args, exported.folder, exported, begun)
-    else:
-        exported = _export_run(args, args.out)
-        said = report_export(args, exported.found, exported.source, exported.kind, time.perf_counter() - begun)
-    if args.engine:
-        _build(args, said, begun)
-    else:
-        emit(args, *said)
-    return DONE
+            return _convert(args, exported.folder, exported, begun)
+    exported = _export_run(args, args.out)
+    return report_export(args, exported.found, exported.source, exported.kind, time.perf_counter() - begun)
 
 
 def _check_usage(args: argparse.Namespace, bundled: bool) -> None:
     """Raises UsageError for flags that do not go together."""
     converts = args.precision or args.kv_cache == "concat"
-    if bundled and not converts and not args.engine:
+    if bundled and not converts and not args.engine and not args.verify:
         raise UsageError(
             f"{args.source}: is a bundle already; say what to make of it: --fp16, --int8, --int4, --kv-cache concat or "
-            "--engine"
+            "--engine, or --verify it"
         )
+    writes = not bundled or converts or args.engine
+    if writes and args.out is None:
+        raise UsageError("--out: missing, the folder of the bundle to write")
+    if not writes and args.out is not None:
+        raise UsageError("--out: --verify alone writes nothing; leave it out, or say what to make")
     if (bundled or converts) and args.weights:
         raise UsageError("--weights: only for a run, without --fp16, --int8, --int4 and --kv-cache concat")
     for flag in ("compute_capability", "max_batch", "max_crop"):
@@ -163,7 +187,35 @@ def _check_usage(args: argparse.Namespace, bundled: bool) -> None:
         raise UsageError(f"--{args.precision}: for ONNX Runtime on CPUs; --engine goes with --fp16 or float32")
 
 
-def _build(args: argparse.Namespace, said: Said | None, begun: float) -> None:
+def _check_polygraphy() -> None:
+    """Raises InputError where Polygraphy, or what it lints with, is missing."""
+    for package in ("polygraphy", "onnx_graphsurgeon"):
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise InputError(f"--verify: {package} cannot be imported ({error}); pip install 'ilat[export]'") from None
+
+
+def _verify(args: argparse.Namespace, said: Said | None) -> tuple[Said, list[str]]:
+    """Checks the bundle with Polygraphy; its report after what was ``said``, and what is wrong."""
+    from ilat_runtime.engines import FILE_NAME, FOLDER
+
+    from .polygraphy_check import check_bundle
+
+    bundle = args.source if args.out is None else args.out
+    begun = time.perf_counter()
+    manifest = load_manifest(bundle)
+    rule = manifest.crop
+    margins = (rule.margin, rule.dilation) if rule is not None else (1.0, 0.0)
+    samples, source = _real_inputs(args.data, margins, manifest.image_size, manifest.kind == "pose", 1)
+    _say(args, f"checked with an edit of {source}")
+    steps = 1 + len(manifest.graphs.by_name) + len(list((bundle / FOLDER).glob(f"*/{FILE_NAME}")))
+    with _progress(args, steps) as progress:
+        found = check_bundle(bundle, samples[0], progress)
+    return report_check(bundle, said, found, time.perf_counter() - begun), found.problems
+
+
+def _build(args: argparse.Namespace, said: Said | None, begun: float) -> Said:
     """Builds the engines of the bundle ``--out``, which is a copy of the source where nothing was converted."""
     from .destination import check_destination
     from .engine import build_engines, copy_bundle
@@ -183,7 +235,7 @@ def _build(args: argparse.Namespace, said: Said | None, begun: float) -> None:
             force=args.force,
             progress=progress,
         )
-    emit(args, *report_engines(args, said, folder, record, built, time.perf_counter() - begun))
+    return report_engines(args, said, folder, record, built, time.perf_counter() - begun)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from .compare import Loss
     from .engine import Built
+    from .polygraphy_check import Checked
     from .precision import Floor
     from .verify import Verification
 
@@ -38,8 +39,6 @@ def report_export(args: argparse.Namespace, found: Verification, source: str, ki
         },
         "decoder": {"largest_error": found.image_error, "of": "levels of 255", "equal_tokens": None},
     }
-    if found.sketch_pixels is not None:
-        graphs["sketch"] = {"largest_error": 1 - found.sketch_pixels, "of": "pixels", "equal_tokens": None}
     if found.sketch_pixels is not None:
         graphs["sketch"] = {"largest_error": 1 - found.sketch_pixels, "of": "pixels", "equal_tokens": None}
     for name, row in graphs.items():
@@ -139,6 +138,41 @@ def report_engines(
         # Without its last line, the next command.
         return "\n".join([*said[0].splitlines()[:-1], *text]), {**said[1], **data, "bundle_bytes": said[1]["bytes"]}
     return "\n".join(text), data
+
+
+def report_check(bundle: Path, said: Said | None, found: Checked, seconds: float) -> Said:
+    """What Polygraphy found, after what was ``said`` of the bundle."""
+    rows: list[tuple[str, ...]] = [("graph", "opset", "nodes", "ran alone", "errors", "warnings")]
+    for name, graph in found.graphs.items():
+        numbers: tuple[int, ...] = (graph.opset, graph.nodes, graph.passed, len(graph.errors), len(graph.warnings))
+        rows.append((name, *map(str, numbers)))
+    text = _table(rows)
+    for engines in found.engines:
+        if engines.reason is None:
+            rows = [("engine against ONNX Runtime", "calls", "equal tokens", "largest error", "PSNR")]
+            for name, part in engines.compared.items():
+                equal = "" if part.equal_tokens is None else _percent(part.equal_tokens)
+                error = "" if part.largest_error is None else f"{part.largest_error:.2g}"
+                image = ("identical" if part.psnr is None else f"{part.psnr:.1f} dB") if name == "decoder" else ""
+                rows.append((name, str(part.calls), equal, error, image))
+            text += [f"{engines.folder}:", *_table(rows)]
+            continue
+        text.append(f"{engines.folder}: not run beside ONNX Runtime: {engines.reason}")
+        if engines.parsed:
+            rows = [("graph as parsed", "layers", "cache updates", "attentions")]
+            for name, network in engines.parsed.items():
+                numbers = (network.layers, network.cache_layers, network.attentions)
+                rows.append((name, *map(str, numbers)))
+            text += _table(rows)
+    if not found.engines:
+        text.append(f"{bundle}: holds no engines, so its graphs only were checked; --engine builds some")
+    verdict = f"{len(found.problems)} problems" if found.problems else "nothing wrong"
+    text.append(f"{bundle}: {verdict}, Polygraphy {found.polygraphy}, in {human_time(seconds)}")
+    data = {"bundle": str(bundle), "seconds": round(seconds, 3), **found.record()}
+    if said is None:
+        return "\n".join(text), data
+    *before, following = said[0].splitlines()
+    return "\n".join([*before, *text, following]), {**said[1], "verify": data}
 
 
 def _edit(bundle: Path, kind: str) -> str:

@@ -225,7 +225,7 @@ def test_a_tolerance_that_is_missed(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [[], ["run"], ["run", "--out", "b", "--weights", "int8"], ["run", "--ot", "b"]])
+@pytest.mark.parametrize("arguments", [[], ["run", "--out", "b", "--weights", "int8"], ["run", "--ot", "b"]])
 def test_wrong_use(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
         main(arguments)
