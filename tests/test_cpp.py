@@ -15,6 +15,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -25,11 +26,13 @@ import cv2
 import numpy as np
 import onnxruntime
 import pytest
+from cpp_edit import Edit, Pixels, library
 from editing import HEIGHT, WIDTH, box_mask, changed_copy, photograph, standing, with_graph
 from test_edit_cli import WRONG, bad_files, heed_interrupts, pose_file, work
 
 from ilat_export import cli as export
 from ilat_runtime import Editor, IlatError, __version__, read_poses
+from ilat_runtime.backends import BACKENDS
 from ilat_runtime.cli import edit
 from ilat_runtime.image_file import read_image, write_image
 from ilat_runtime.image_header import image_size
@@ -237,15 +240,33 @@ def test_text(both: Both) -> None:
 # --- the same messages and exit codes ---
 
 
+PYTHON_ONLY = {
+    "tensorrt": "is not compiled into this library; build ilat where NvInfer.h and CUDA's headers are, or with "
+    "-DILAT_TENSORRT_INCLUDE=DIR -DILAT_CUDA_INCLUDE=DIR",
+    "tensorrt-rtx": "is not in the C++ library; the Python runtime has it",
+    "onnxruntime-cuda": "is not in the C++ library; the Python runtime has it",
+}
+"""Backends of Python that this C++ library lacks, and what it says of them."""
+
+
 @pytest.mark.usefixtures("bad_files")
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [case[:2] for case in WRONG if "--backend" not in case[0]],
+    [case[:2] for case in WRONG if case[0][-1] not in PYTHON_ONLY],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )
 def test_wrong(both: Both, arguments: list[str], code: int) -> None:
-    """The table of tests/test_edit_cli.py through cpp-edit; but for backends, of which Python has more so far."""
+    """The table of tests/test_edit_cli.py through cpp-edit."""
     assert both.refused(*arguments)[0] == code
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS.keys() - {"onnxruntime"}))
+def test_backends_of_python_only(both: Both, work: Path, backend: str) -> None:
+    """Each backend of Python that C++ lacks is an error of one line that says how to get it, never another backend."""
+    code, out, err = both.cpp(["photo.png", "--bundle", str(both.bundle), *POSED, "--backend", backend])
+    assert (code, out) == (1, "")
+    assert err == f"cpp-edit: error: backend: {backend} {PYTHON_ONLY[backend]}\n"
+    assert os.listdir(work / "out") == []
 
 
 @pytest.mark.parametrize(
@@ -520,59 +541,9 @@ def test_library(kind: str, request: pytest.FixtureRequest) -> None:
 # --- C, and a third party's app ---
 
 
-class Pixels(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("width", ctypes.c_int),
-        ("height", ctypes.c_int),
-        ("stride", ctypes.c_ssize_t),
-    )
-
-    @classmethod
-    def of(cls, array: np.ndarray) -> Pixels:
-        return cls(array.ctypes.data, array.shape[1], array.shape[0], array.strides[0])
-
-
-class Edit(ctypes.Structure):
-    _fields_ = (
-        ("pose", ctypes.c_void_p),
-        ("reference_pose", ctypes.c_void_p),
-        ("mask", Pixels),
-        ("sketch", Pixels),
-        ("seed", ctypes.c_uint64),
-        ("temperature", ctypes.c_double),
-        ("top_k", ctypes.c_int64),
-        ("dilation", ctypes.c_void_p),
-        ("margin", ctypes.c_void_p),
-        ("crop", ctypes.c_void_p),
-        ("blend", ctypes.c_void_p),
-        ("progress", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)),
-        ("user", ctypes.c_void_p),
-    )
-
-
-class View(ctypes.Structure):
-    _fields_ = (
-        ("image", Pixels),
-        ("mask", Pixels),
-        ("sketch", Pixels),
-        ("tokens", ctypes.POINTER(ctypes.c_int64)),
-        ("log_probability", ctypes.POINTER(ctypes.c_float)),
-        ("token_count", ctypes.c_size_t),
-        ("token_mask", ctypes.c_void_p),
-        ("grid", ctypes.c_int),
-        ("transformer_calls", ctypes.c_int64),
-        ("crop", ctypes.c_int * 3),
-        ("seconds", ctypes.c_double),
-        ("backend", ctypes.c_char_p),
-        ("notice", ctypes.c_char_p),
-    )
-
-
 def test_c_interface(pose_bundle: Path) -> None:
     """An edit and a session through the C header, from another language: the tokens of Python, errors as statuses."""
-    ilat = ctypes.CDLL(str(PREFIX / "lib/libilat.so"))
-    ilat.ilat_view.restype = View
+    ilat = library(PREFIX)
     editor, result, session, message = (ctypes.c_void_p() for _ in range(4))
     assert ilat.ilat_open(str(pose_bundle).encode(), None, ctypes.byref(editor), ctypes.byref(message)) == 0
     pose, reference = standing(lean=0.3), standing(35)
@@ -640,3 +611,18 @@ def test_app_from_the_installed_package(pose_bundle: Path, mask_bundle: Path, tm
     done = subprocess.run([program, pose_bundle, "in.ppm", "out.ppm"], capture_output=True, text=True, cwd=app)
     assert done.returncode == 1
     assert "pose: missing, the bundle 'tiny-pose' (kind 'pose') needs a target pose" in done.stderr
+
+
+def test_benchmark(pose_bundle: Path) -> None:
+    """Both ways give the same tokens; breaks too when what measures a program is larger than the program."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "samples/benchmarks/cpp_edit.py", "--bundle", pose_bundle, "--repeats", "1", "--json"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found["process"]) == {"cpu_s", "wall_s", "peak_memory_mb", "edit_wall_s"}
+    assert set(found["edit"]) == {"cpu_s", "wall_s"}
+    assert all(values["ratio"] > 0 for part in ("process", "edit") for values in found[part].values())

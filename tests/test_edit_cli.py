@@ -248,6 +248,7 @@ WRONG = [
     (["--pose", "target.json", "--out", "out/a.png", "--temperature", "nan"], 1, "temperature: nan"),
     (["--pose", "target.json", "--out", "out/a.png", "--threads", "0"], 1, "threads: 0"),
     (["--pose", "target.json", "--out", "out/a.png", "--backend", "tensorrt"], 1, "error: backend: tensorrt"),
+    (["--pose", "target.json", "--out", "out/a.png", "--backend", "onnxruntim"], 1, "did you mean onnxruntime?"),
     (["--poses", "sequence.json", "--out", "out/a.mp4", "--fps", "-3"], 1, "fps: -3"),
     (["--pose", "17.json", "--out", "out/a.png"], 1, "17.json: poses[0]"),
     (["--pose", "12.json", "--out", "out/a.png"], 1, "12.json: poses[0]: 12 landmarks, expected 13"),

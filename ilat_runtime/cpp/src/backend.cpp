@@ -2,8 +2,6 @@
 
 #include <dlfcn.h>
 
-#include <algorithm>
-#include <functional>
 #include <ilat/editor.hpp>
 
 #include "text.hpp"
@@ -12,50 +10,57 @@ namespace ilat::detail {
 
 namespace {
 
-using Make = std::function<std::unique_ptr<Backend>(const Options&)>;
+using Make = std::unique_ptr<Backend> (*)(const Options&, const std::string&, const Manifest&);
 
-/// What exists, the first choice of "auto" first.
-const std::vector<std::pair<std::string, Make>> kBackends = {
-    {"onnxruntime", make_onnxruntime},
 #ifdef ILAT_WITH_TENSORRT
-    {"tensorrt", make_tensorrt},
+constexpr Make kTensorRt = make_tensorrt;
+#else
+constexpr Make kTensorRt = nullptr;
 #endif
+
+/// All that Python has, the first choice of "auto" first: what makes each, or how to get it where nothing here does.
+struct Known {
+  const char* name;
+  Make make;
+  const char* otherwise;
 };
-/// Named so that asking for one is answered precisely.
-const std::vector<std::string> kPlanned = {"onnxruntime-cuda", "tensorrt", "tensorrt-rtx"};
+constexpr Known kBackends[] = {{"tensorrt", kTensorRt,
+                                "is not compiled into this library; build ilat where NvInfer.h and CUDA's headers are, "
+                                "or with -DILAT_TENSORRT_INCLUDE=DIR -DILAT_CUDA_INCLUDE=DIR"},
+                               {"tensorrt-rtx", nullptr, "is not in the C++ library; the Python runtime has it"},
+                               {"onnxruntime-cuda", nullptr, "is not in the C++ library; the Python runtime has it"},
+                               {"onnxruntime", make_onnxruntime, ""}};
 
 }  // namespace
 
-Choice choose(const Options& options) {
+Choice choose(const Options& options, const std::string& folder, const Manifest& manifest) {
   if (options.threads.value_or(1) < 1)
     throw BackendError(cat("threads: ", *options.threads, ", expected a whole number from 1"));
   std::vector<std::string> names;
-  for (const auto& [name, make] : kBackends) names.push_back(name);
-  if (options.backend == "auto") {
-    std::string failures, order;
-    for (const auto& name : names) order += (order.empty() ? "" : ", ") + name;
-    for (const auto& [name, make] : kBackends) {
-      try {
-        return {make(options),
-                "auto takes the first that works here of: " + order + (failures.empty() ? "" : " (" + failures + ")")};
-      } catch (const BackendError& error) {
-        failures += (failures.empty() ? "" : "; ") + std::string(error.what());
-      }
+  std::string all = "auto", here, failures;
+  for (const Known& known : kBackends) {
+    names.emplace_back(known.name);
+    all += cat(", ", known.name);
+    if (known.make) here += cat(here.empty() ? "" : ", ", known.name);
+  }
+  for (const Known& known : kBackends) {
+    if (options.backend == known.name) {
+      if (!known.make) throw BackendError(cat("backend: ", known.name, " ", known.otherwise));
+      return {known.make(options, folder, manifest), cat(known.name, " was asked for")};
     }
-    throw BackendError("backend: none works here: " + failures);
+    if (options.backend != "auto" || !known.make) continue;
+    try {
+      return {known.make(options, folder, manifest),
+              cat("auto takes the first that works here of: ", here, failures.empty() ? "" : " (" + failures + ")")};
+    } catch (const BackendError& error) {
+      failures += (failures.empty() ? "" : "; ") + std::string(error.what());
+    }
   }
-  std::string existing = "auto";
-  for (const auto& [name, make] : kBackends) {
-    if (name == options.backend) return {make(options), name + " was asked for"};
-    existing += ", " + name;
-  }
-  if (std::find(kPlanned.begin(), kPlanned.end(), options.backend) != kPlanned.end()) {
-    throw BackendError(cat("backend: ", options.backend, " is not in this version of ilat; there is ", existing));
-  }
+  if (options.backend == "auto") throw BackendError("backend: none works here: " + failures);
   names.emplace_back("auto");
   const std::string near = close_match(options.backend, names);
   throw BackendError(cat("backend: ", repr(options.backend), " does not exist",
-                         near.empty() ? "" : ", did you mean " + near + "?", "; there is ", existing));
+                         near.empty() ? "" : ", did you mean " + near + "?", "; there is ", all));
 }
 
 std::size_t size_of(const std::string& dtype) {

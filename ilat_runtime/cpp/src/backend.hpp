@@ -51,9 +51,9 @@ class Backend {
   virtual ~Backend() = default;
   /// Name, version and device, as results show it.
   virtual std::string description() const = 0;
-  /// Load a graph of the bundle in `folder` and check it against the manifest. Throws BundleError naming the file.
-  virtual std::unique_ptr<Graph> load(const std::string& folder, const std::string& graph,
-                                      const Manifest& manifest) const = 0;
+  /// Load a graph of the bundle that it was made for and check it against the manifest. Throws BundleError naming the
+  /// file.
+  virtual std::unique_ptr<Graph> load(const std::string& graph) const = 0;
 };
 
 struct Choice {
@@ -61,12 +61,13 @@ struct Choice {
   std::string reason;
 };
 
-/// The backend that the options name; "auto" takes the first that works here. Throws BackendError.
-Choice choose(const Options& options);
+/// The backend that the options name, for the bundle in `folder`; "auto" takes the first that works here and has what
+/// it needs of the bundle, such as engines. Throws BackendError.
+Choice choose(const Options& options, const std::string& folder, const Manifest& manifest);
 
-std::unique_ptr<Backend> make_onnxruntime(const Options& options);
+std::unique_ptr<Backend> make_onnxruntime(const Options& options, const std::string& folder, const Manifest& manifest);
 #ifdef ILAT_WITH_TENSORRT
-std::unique_ptr<Backend> make_tensorrt(const Options& options);
+std::unique_ptr<Backend> make_tensorrt(const Options& options, const std::string& folder, const Manifest& manifest);
 #endif
 
 /// Bytes of an element of a manifest's dtype.

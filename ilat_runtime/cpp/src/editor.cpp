@@ -46,8 +46,10 @@ Sampling sampling(const Options& defaults, const Edit& edit) {
 class Pipeline {
  public:
   Pipeline(const std::string& folder, const Options& given)
-      : options(given), manifest(load_manifest(folder)), choice((verify_files(folder, manifest), choose(given))) {
-    for (const auto& [name, record] : manifest.graphs) graphs_[name] = choice.backend->load(folder, name, manifest);
+      : options(given),
+        manifest(load_manifest(folder)),
+        choice((verify_files(folder, manifest), choose(given, folder, manifest))) {
+    for (const auto& [name, record] : manifest.graphs) graphs_[name] = choice.backend->load(name);
     description = choice.backend->description();
     info = info_of(manifest);
     check_sampling(sampling(options, {}), manifest.codebook_size);

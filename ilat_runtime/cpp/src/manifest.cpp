@@ -5,6 +5,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <ilat/editor.hpp>
 #include <set>
 
@@ -98,26 +99,20 @@ class Fields {
     if (const Json* value = take(key)) check_text(place(key), *value, out);
   }
 
-  void choice(const char* key, std::string& out, const Names& choices) {
-    if (const Json* value = take(key)) check_choice(place(key), *value, out, choices);
-  }
-
   void path(const char* key, std::string& out) {
-    const Json* value = take(key);
-    if (!value) return;
-    if (!value->is_string()) return add(key, "Input should be a valid string" + found(*value));
-    out = value->get<std::string>();
-    if (!is_relative(out)) add(key, kPathExpected + found(*value));
+    if (const Json* value = take(key)) check_string(place(key), *value, out, is_relative, kPathExpected);
   }
 
   void digest(const char* key, std::string& out) {
-    const Json* value = take(key);
-    if (!value) return;
-    if (!value->is_string()) return add(key, "Input should be a valid string" + found(*value));
-    out = value->get<std::string>();
-    if (out.size() != 64 || out.find_first_not_of("0123456789abcdef") != out.npos) {
-      add(key, "String should match pattern '^[0-9a-f]{64}$'" + found(*value));
-    }
+    const auto is_digest = [](const std::string& text) {
+      return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == text.npos;
+    };
+    const char* expected = "String should match pattern '^[0-9a-f]{64}$'";
+    if (const Json* value = take(key)) check_string(place(key), *value, out, is_digest, expected);
+  }
+
+  void choice(const char* key, std::string& out, const Names& choices) {
+    if (const Json* value = take(key)) check_choice(place(key), *value, out, choices);
   }
 
   void texts(const char* key, Names& out, const Names& choices = {}) {
@@ -234,10 +229,16 @@ class Fields {
     }
   }
 
-  void check_text(const std::string& where, const Json& value, std::string& out) {
+  void check_string(const std::string& where, const Json& value, std::string& out,
+                    const std::function<bool(const std::string&)>& holds, const char* expected) {
     if (!value.is_string()) return add_at(where, "Input should be a valid string" + found(value));
     out = value.get<std::string>();
-    if (out.empty()) add_at(where, "String should have at least 1 character" + found(value));
+    if (!holds(out)) add_at(where, expected + found(value));
+  }
+
+  void check_text(const std::string& where, const Json& value, std::string& out) {
+    const auto any = [](const std::string& text) { return !text.empty(); };
+    check_string(where, value, out, any, "String should have at least 1 character");
   }
 
   void check_choice(const std::string& where, const Json& value, std::string& out, const Names& choices) {

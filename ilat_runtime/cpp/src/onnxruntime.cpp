@@ -231,7 +231,8 @@ std::string difference(const Session& s, bool input) {
 
 class OnnxRuntime : public Backend {
  public:
-  explicit OnnxRuntime(const Options& options) : threads_(options.threads), runtime_(std::make_shared<Runtime>()) {
+  OnnxRuntime(const Options& options, const std::string& folder, const Manifest& manifest)
+      : threads_(options.threads), folder_(tidy_path(folder)), manifest_(manifest) {
     const char* environment = std::getenv("ILAT_ONNXRUNTIME");
     std::vector<std::string> names = {"libonnxruntime.so.1", "libonnxruntime.so"};
     if (environment && *environment) names = {environment};
@@ -260,13 +261,12 @@ class OnnxRuntime : public Backend {
 
   std::string description() const override { return runtime_->description; }
 
-  std::unique_ptr<Graph> load(const std::string& folder, const std::string& graph,
-                              const Manifest& manifest) const override {
+  std::unique_ptr<Graph> load(const std::string& graph) const override {
     const OrtApi& api = *runtime_->api;
     auto session = std::make_shared<Session>();
     session->runtime = runtime_;
-    session->record = manifest.graph(graph);
-    session->path = tidy_path(folder) + "/" + session->record.file;
+    session->record = manifest_.graph(graph);
+    session->path = folder_ + "/" + session->record.file;
     if (session->record.in_place() && !in_place_) {
       throw BackendError(cat("backend: ", description(), " is too old, the in-place cache (opset 24) needs 1.",
                              kInPlace,
@@ -294,12 +294,16 @@ class OnnxRuntime : public Backend {
 
  private:
   std::optional<int> threads_;
+  std::string folder_;
+  Manifest manifest_;
   bool in_place_ = false;
-  std::shared_ptr<Runtime> runtime_;
+  std::shared_ptr<Runtime> runtime_ = std::make_shared<Runtime>();
 };
 
 }  // namespace
 
-std::unique_ptr<Backend> make_onnxruntime(const Options& options) { return std::make_unique<OnnxRuntime>(options); }
+std::unique_ptr<Backend> make_onnxruntime(const Options& options, const std::string& folder, const Manifest& manifest) {
+  return std::make_unique<OnnxRuntime>(options, folder, manifest);
+}
 
 }  // namespace ilat::detail

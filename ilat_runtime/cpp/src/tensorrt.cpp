@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <filesystem>
 #include <fstream>
 #include <ilat/editor.hpp>
@@ -257,7 +258,7 @@ class TensorRtGraph : public Graph {
 
 class TensorRt : public Backend {
  public:
-  TensorRt() : runtime_(std::make_shared<Runtime>()) {
+  TensorRt(const std::string& folder, const Manifest& manifest) : manifest_(manifest) {
     const std::string missing = "backend: tensorrt: a library cannot be loaded";
     void* library = open_library({cat("libnvinfer.so.", NV_TENSORRT_MAJOR)}, missing);
     runtime_->cuda = std::make_unique<Cuda>(open_library({"libcudart.so.13", "libcudart.so.12"}, missing));
@@ -278,23 +279,24 @@ class TensorRt : public Backend {
       throw BackendError(cat("backend: tensorrt finds no GPU: ", error.what()));
     }
     runtime_->architecture = cat("sm", major, minor);
+    find_engines(tidy_path(folder));
   }
 
   std::string description() const override {
     return cat("tensorrt ", runtime_->version, " (", runtime_->architecture, ")");
   }
 
-  std::unique_ptr<Graph> load(const std::string& folder, const std::string& graph,
-                              const Manifest& manifest) const override {
+  std::unique_ptr<Graph> load(const std::string& graph) const override {
     auto engine = std::make_shared<Engine>();
     engine->runtime = runtime_;
-    engine->record = manifest.graph(graph);
-    const auto [path, entry] = find(folder, graph, manifest);
-    engine->path = path;
+    engine->record = manifest_.graph(graph);
+    const Json& entry = record_.at("engines").at(graph);
+    engine->path = folder_ + "/" + entry.at("file").get<std::string>();
     engine->profiles = entry.at("profiles");
-    std::ifstream file(path, std::ios::binary | std::ios::ate);
-    if (!file || file.tellg() != entry.at("bytes").get<std::int64_t>() || sha256_of_file(path) != entry.at("sha256")) {
-      throw BundleError(cat(path, ": missing or changed; ", hint(folder)));
+    std::ifstream file(engine->path, std::ios::binary | std::ios::ate);
+    if (!file) throw BundleError(cat(engine->path, ": cannot be read: ", system_error(errno), "; ", build_));
+    if (sha256_of_file(engine->path) != entry.at("sha256")) {
+      throw BundleError(cat(engine->path, ": its contents have changed, the sha256 is another; ", build_));
     }
     std::vector<char> data(static_cast<std::size_t>(file.tellg()));
     file.seekg(0).read(data.data(), static_cast<std::streamsize>(data.size()));
@@ -314,49 +316,73 @@ class TensorRt : public Backend {
   }
 
  private:
-  static std::string hint(const std::string& folder) {
-    return cat("build them with `ilat-export ", folder, " --engine tensorrt --out ", folder, " --force`");
+  /// Which part of the engines' key differs from what is needed here, for people; empty when none does.
+  std::string difference(const Json& record) const {
+    const std::vector<std::string> targets = record.at("targets");
+    const std::string version = record.at("version"), precision = record.at("precision");
+    // The library tells three numbers, the record has four.
+    if ((version + ".").compare(0, runtime_->version.size() + 1, runtime_->version + ".") != 0)
+      return cat("built with tensorrt ", version, ", installed is ", runtime_->version);
+    if (std::find(targets.begin(), targets.end(), runtime_->architecture) == targets.end())
+      return cat("built for ", repr(targets), ", this GPU is ", runtime_->architecture);
+    if (precision != manifest_.compute)
+      return cat("built in ", precision, ", the bundle computes in ", manifest_.compute);
+    for (const auto& [name, graph] : manifest_.graphs) {
+      if (!record.at("engines").contains(name)) return "there is no engine of the graph " + name;
+      const Json& entry = record.at("engines").at(name);
+      const std::string file = entry.at("file");
+      if (file.empty() || file.find('/') != file.npos) return cat("the engine of ", name, " lies in another folder");
+      for (const auto& [path, listed] : manifest_.files) {
+        if (path == graph.file && entry.at("graph_sha256") != listed.sha256)
+          return cat("the engine of ", name, " was built from another ", path);
+      }
+      if (!entry.at("sha256").is_string() || !entry.at("profiles").is_array())
+        throw std::runtime_error(cat("engines.", name, ": sha256 is a text and profiles a list"));
+    }
+    return "";
   }
 
-  /// The file of a graph's engine that may be loaded here, and its entry in engines.json (docs/bundle.md). One that
-  /// differs in any part of its key is never loaded.
-  std::pair<std::string, Json> find(const std::string& given, const std::string& graph, const Manifest& m) const {
+  /// Finds the bundle's engines that may be loaded here by their records, engines.json (docs/bundle.md).
+  void find_engines(const std::string& bundle) {
     namespace fs = std::filesystem;
-    const std::string folder = tidy_path(given);
-    std::string digest;
-    for (const auto& [path, record] : m.files) digest = path == m.graph(graph).file ? record.sha256 : digest;
+    build_ = cat("build them with `ilat-export ", bundle, " --engine tensorrt --out ", bundle, " --force`");
     std::error_code missing;
     std::vector<fs::path> folders;
-    for (const auto& item : fs::directory_iterator(folder + "/engines", missing)) folders.push_back(item.path());
+    for (const auto& item : fs::directory_iterator(bundle + "/engines", missing)) folders.push_back(item.path());
     std::sort(folders.begin(), folders.end());
-    for (const fs::path& at : folders) {
-      std::ifstream file(at / "engines.json", std::ios::binary);
+    std::string differences;
+    for (const fs::path& folder : folders) {
+      std::ifstream file(folder / "engines.json", std::ios::binary);
       std::ostringstream text;
       text << file.rdbuf();
       if (!file) continue;
       try {
-        const Json record = parse_json(text.str()), &entry = record.at("engines").at(graph);
-        const std::vector<std::string> targets = record.at("targets");
-        const std::string name = entry.at("file"), version = record.at("version");
-        const bool same = record.at("format") == "ilat-engines" && record.at("format_version") == 1 &&
-                          record.at("flavour") == "tensorrt" && record.at("precision") == m.compute &&
-                          version.compare(0, runtime_->version.size(), runtime_->version) == 0 &&
-                          std::count(targets.begin(), targets.end(), runtime_->architecture) > 0 &&
-                          entry.at("graph_sha256") == digest && name.find('/') == name.npos;
-        if (same) return {(at / name).string(), entry};
+        record_ = parse_json(text.str());
+        if (record_.at("format") != "ilat-engines" || record_.at("format_version") != 1)
+          throw std::runtime_error("not a record of engines, format version 1");
+        if (record_.at("flavour") != "tensorrt") continue;
+        const std::string problem = difference(record_);
+        folder_ = folder.string();
+        if (problem.empty()) return;
+        differences += cat(folder_, ": ", problem, "; ");
       } catch (const std::exception& error) {
-        throw BundleError(cat((at / "engines.json").string(), ": ", one_line(error.what())));
+        throw BundleError(cat((folder / "engines.json").string(), ": ", one_line(error.what())));
       }
     }
     throw BackendError(
-        cat("backend: tensorrt: ", folder, " holds no engine of ", graph, " for ", description(), "; ", hint(folder)));
+        cat("backend: tensorrt: ", differences.empty() ? bundle + " holds no engines of it; " : differences, build_));
   }
 
-  std::shared_ptr<Runtime> runtime_;
+  Manifest manifest_;
+  std::string folder_, build_;
+  Json record_;
+  std::shared_ptr<Runtime> runtime_ = std::make_shared<Runtime>();
 };
 
 }  // namespace
 
-std::unique_ptr<Backend> make_tensorrt(const Options&) { return std::make_unique<TensorRt>(); }
+std::unique_ptr<Backend> make_tensorrt(const Options&, const std::string& folder, const Manifest& manifest) {
+  return std::make_unique<TensorRt>(folder, manifest);
+}
 
 }  // namespace ilat::detail

@@ -43,29 +43,11 @@ std::size_t matching(std::string_view a, std::string_view b, std::size_t a0, std
 }
 
 bool is_utf8(const std::string& text) {
-  for (std::size_t i = 0; i < text.size();) {
-    const auto byte = [&](std::size_t at) { return at < text.size() ? static_cast<unsigned char>(text[at]) : 0U; };
-    const unsigned first = byte(i), second = byte(i + 1);
-    const std::size_t length = first < 0x80   ? 1
-                               : first < 0xC2 ? 0
-                               : first < 0xE0 ? 2
-                               : first < 0xF0 ? 3
-                               : first < 0xF5 ? 4
-                                              : 0;
-    // Neither longer than needed, nor a surrogate, nor beyond the last character.
-    const unsigned least = first == 0xE0   ? 0xA0
-                           : first == 0xF0 ? 0x90
-                                           : 0x80,
-                   most = first == 0xED   ? 0x9F
-                          : first == 0xF4 ? 0x8F
-                                          : 0xBF;
-    if (length == 0 || (length > 1 && (second < least || second > most))) return false;
-    for (std::size_t k = 2; k < length; ++k) {
-      if ((byte(i + k) & 0xC0) != 0x80) return false;
-    }
-    i += length;
+  try {
+    return !Json(text).dump().empty();
+  } catch (const Json::type_error&) {
+    return false;
   }
-  return true;
 }
 
 }  // namespace
