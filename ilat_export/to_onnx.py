@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ilat_runtime.manifest import Tensor as TensorRecord
 
 from . import graphs as _graphs  # noqa: F401  defines the custom operators
+from .half import replace
 
 OPSET = 24
 _op: Any = Opset("", OPSET)
@@ -86,10 +87,13 @@ def store_half(model: onnx.ModelProto, least: int = 1024) -> onnx.ModelProto:
     """Stores float32 weights of at least ``least`` elements as float16 and casts them back as the graph is loaded.
 
     The arithmetic stays float32, and no value changes: only weights that float16 represents exactly are stored so,
-    which is all that :func:`round_to_half` has rounded.
+    which is all that :func:`round_to_half` has rounded. One that the graph holds in float16 already, as half precision
+    has the table of embeddings beside the logits' factor, is stored once.
     """
-    casts = []
+    casts, kept = [], []
+    halves = [weight for weight in model.graph.initializer if weight.data_type == onnx.TensorProto.FLOAT16]
     for weight in model.graph.initializer:
+        kept.append(weight)
         array = onnx.numpy_helper.to_array(weight)
         if array.dtype != np.float32 or array.size < least:
             continue
@@ -97,14 +101,16 @@ def store_half(model: onnx.ModelProto, least: int = 1024) -> onnx.ModelProto:
             half = array.astype(np.float16)
         if not np.array_equal(half.astype(np.float32), array):
             continue
-        name = weight.name
-        weight.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}_half"))
-        casts.append(
-            onnx.helper.make_node("Cast", [f"{name}_half"], [name], name=f"{name}_cast", to=onnx.TensorProto.FLOAT)
-        )
-    nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+        name, alike = weight.name, (w for w in halves if tuple(w.dims) == half.shape)
+        stored = next((w.name for w in alike if np.array_equal(onnx.numpy_helper.to_array(w), half)), None)
+        if stored is not None:
+            kept.pop()
+        else:
+            stored = f"{name}_half"
+            weight.CopyFrom(onnx.numpy_helper.from_array(half, stored))
+        casts.append(onnx.helper.make_node("Cast", [stored], [name], name=f"{name}_cast", to=onnx.TensorProto.FLOAT))
+    replace(model.graph.initializer, kept)
+    replace(model.graph.node, [*casts, *model.graph.node])
     onnx.checker.check_model(model)
     return model
 

@@ -145,9 +145,14 @@ def find(bundle: Path, manifest: Manifest, wanted: Wanted) -> tuple[Path, Engine
 
     Raises:
         BackendError: there are none, or all differ in a part of their key: it names the part and the command that
-            builds what is wanted.
+            builds what is wanted; or the bundle is of a precision that no engine is built from.
         BundleError: a record or an engine is damaged.
     """
+    if manifest.precision.weights in ("int8", "int4"):
+        raise BackendError(
+            f"backend: {wanted.flavour}: {bundle}: precision.weights: {manifest.precision.weights} is for ONNX Runtime "
+            "on CPUs (--backend onnxruntime); engines are built from float32 or from what `ilat-export --fp16` wrote"
+        )
     build = f"build them with `{rebuild_command(bundle, wanted)}`"
     found = sorted((bundle / FOLDER).glob(f"*/{FILE_NAME}"))
     differences = []

@@ -250,6 +250,17 @@ def test_bundles_of_each_precision(converted: dict[str, Path], pose_bundle: Path
     assert np.array_equal(result.image[~result.mask], image[~result.mask])
 
 
+def test_half_precision_stores_a_weight_once(converted: dict[str, Path], pose_bundle: Path) -> None:
+    """Breaks when the table of embeddings, of which the logits' factor is a float32 part, is in the file twice."""
+    for name in GRAPHS:
+        model = onnx.load(converted["fp16"] / f"{name}.onnx")
+        large = [weight for weight in model.graph.initializer if np.prod(weight.dims) >= 1024]
+        contents = [(tuple(weight.dims), numpy_helper.to_array(weight).tobytes()) for weight in large]
+        assert len(contents) == len(set(contents)) > 0
+        before, after = ((path / f"{name}.onnx").stat().st_size for path in (pose_bundle, converted["fp16"]))
+        assert after < before * 1.05
+
+
 def test_half_precision_keeps_its_floor(converted: dict[str, Path]) -> None:
     record = load_manifest(converted["fp16"]).verification["against_float32"]
     assert isinstance(record, dict)

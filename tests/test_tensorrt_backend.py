@@ -143,6 +143,18 @@ def test_engines_that_do_not_fit(pose_bundle: Path, tmp_path: Path, device: Stan
         Editor(bundle, "tensorrt-rtx")
 
 
+def test_a_bundle_of_a_precision_without_engines(pose_bundle: Path, tmp_path: Path, device: StandInDevice) -> None:
+    """Breaks when the hint is a command that must fail."""
+    bundle = tmp_path / "b"
+    convert_bundle(pose_bundle, bundle, "int8", [])
+    with pytest.raises(BackendError, match=r"precision.weights: int8 is for ONNX Runtime on CPUs .* --fp16") as error:
+        Editor(bundle, "tensorrt-rtx")
+    assert "\n" not in str(error.value)
+    editor = Editor(bundle)
+    assert editor.backend.startswith("onnxruntime ")
+    assert "int8 is for ONNX Runtime on CPUs" in editor.backend_reason
+
+
 def test_what_is_missing(pose_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each backend that cannot run says in one line what is missing and how to get it."""
     import sys
