@@ -88,11 +88,18 @@ class TensorLocation(Enum):
     HOST = 1
 
 
+class CudaGraphStrategy(Enum):
+    """TensorRT-RTX's; the full TensorRT has none."""
+
+    DISABLED = 0
+    WHOLE_GRAPH_CAPTURE = 1
+
+
 class Context:
     """An execution context: computes when all shapes and addresses are set, in the profile that takes them."""
 
-    def __init__(self, engine: StandInEngine) -> None:
-        self.engine = engine
+    def __init__(self, engine: StandInEngine, captured: bool) -> None:
+        self.engine, self.captured = engine, captured
         self.profile = 0
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
@@ -154,16 +161,26 @@ class StandInEngine:
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         self.record, self.entry = record, entry
+        self.contexts: list[Context] = []
 
-    def create_execution_context(self) -> Context:
-        return Context(self)
+    def create_runtime_config(self) -> SimpleNamespace:
+        return SimpleNamespace(cuda_graph_strategy=CudaGraphStrategy.DISABLED)
+
+    def create_execution_context(self, config: SimpleNamespace | None = None) -> Context:
+        captured = config is not None and config.cuda_graph_strategy is CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        self.contexts.append(Context(self, captured))
+        return self.contexts[-1]
 
     def get_tensor_location(self, name: str) -> TensorLocation:
         return TensorLocation.HOST if name == "top_k" else TensorLocation.DEVICE
 
 
-def stand_in_library() -> Any:
-    """The part of TensorRT's module that the backend uses."""
+def stand_in_library(captures: bool = True) -> Any:
+    """The part of TensorRT's module that the backend uses.
+
+    Args:
+        captures: that of TensorRT-RTX, which replays CUDA graphs by itself.
+    """
 
     class Runtime:
         def __init__(self, _logger: object) -> None: ...
@@ -182,4 +199,7 @@ def stand_in_library() -> Any:
 
         def __init__(self, _level: int) -> None: ...
 
-    return SimpleNamespace(Runtime=Runtime, Logger=Logger, TensorLocation=TensorLocation, __version__=VERSION)
+    module = SimpleNamespace(Runtime=Runtime, Logger=Logger, TensorLocation=TensorLocation, __version__=VERSION)
+    if captures:
+        module.CudaGraphStrategy = CudaGraphStrategy
+    return module

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +290,24 @@ def test_quantized_products(pose_bundle: Path, bits: int) -> None:
     loss = compare(manifest, loaded, others, samples(pose_bundle))
     assert 0 < loss.log_probability_error < (0.5 if bits == 8 else 4)
     assert loss.decoded_tokens > (0.85 if bits == 8 else 0.4)
+
+
+@pytest.mark.parametrize(("bits", "expected"), [(8, [128, 64, 32]), (4, [32, 32, 32])])
+def test_blocks_fit_the_columns(bits: int, expected: list[int]) -> None:
+    """Breaks when a column is filled up to a block that does not divide it, which costs size and time."""
+    widths = [256, 192, 96, 8]
+    shapes = list(pairwise(widths))
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"], name=f"n{i}") for i in range(3)],
+        "products",
+        [helper.make_tensor_value_info("x0", FLOAT, [2, 256])],
+        [helper.make_tensor_value_info("x3", FLOAT, [2, 8])],
+        [numpy_helper.from_array(np.ones(shape, np.float32), f"w{i}") for i, shape in enumerate(shapes)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=10)
+    found = [node for node in quantize(model, bits).graph.node if node.op_type == "MatMulNBits"]
+    blocks = {node.name: next(a.i for a in node.attribute if a.name == "block_size") for node in found}
+    assert [blocks[name] for name in sorted(blocks)] == expected
 
 
 # --- the command ---

@@ -18,7 +18,7 @@ from ilat_runtime import Editor, engines
 from ilat_runtime import backends as backends_module
 from ilat_runtime.backends import choose
 from ilat_runtime.backends import tensorrt as backend_module
-from ilat_runtime.backends.tensorrt import TensorRt
+from ilat_runtime.backends.tensorrt import CachedEngine, TensorRt
 from ilat_runtime.errors import BackendError
 from ilat_runtime.manifest import file_record, load_manifest
 
@@ -112,6 +112,32 @@ def test_a_step_copies_the_small_things_only(bundle: Path, device: StandInDevice
     assert len(device.memory) == allocated
     assert sum(device.downloaded) == 8 + 4, "a token and its log-probability"
     assert sum(device.uploaded) == sum(array.nbytes for name, array in step.items() if name != "top_k")
+
+
+@pytest.mark.parametrize("captures", [True, False])
+def test_steps_are_captured_where_the_library_does_it(
+    pose_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, captures: bool
+) -> None:
+    """A stand-in shows what is asked for, not that a captured step runs: the transformer with a cache, nothing else."""
+    monkeypatch.setattr(backend_module, "library", lambda _flavour: stand_in_library(captures))
+    bundle = tmp_path / "b"
+    shutil.copytree(pose_bundle, bundle)
+    add_engines(bundle, Limits(batch=2, crop=128, rows=4))
+    manifest = load_manifest(bundle)
+    backend = TensorRt("tensorrt-rtx", StandInDevice).for_bundle(bundle, manifest)
+    record = manifest.graphs.transformer
+    graph = backend.load(bundle / record.file, record)
+    graph.with_cache(1)
+    CachedEngine(graph, 0)
+    assert [context.captured for context in graph.engine.contexts] == [captures, False]
+
+
+def test_the_real_library_takes_what_is_asked_for() -> None:
+    """Breaks when TensorRT-RTX renames what the stand-in has."""
+    trt = pytest.importorskip("tensorrt_rtx_bindings", reason="needs the extra 'rtx'")
+    assert trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE != trt.CudaGraphStrategy.DISABLED
+    assert isinstance(trt.IRuntimeConfig.cuda_graph_strategy, property)
+    assert callable(trt.ICudaEngine.create_runtime_config)
 
 
 def test_larger_than_the_engines(bundle: Path, device: StandInDevice) -> None:

@@ -125,6 +125,21 @@ class EngineGraph:
         return CachedEngine(self, batch)
 
 
+def _context(trt: Any, engine: Any, captured: bool) -> Any:
+    """An execution context; None where memory does not suffice.
+
+    Args:
+        captured: the library may replay calls of a shape as a CUDA graph. TensorRT-RTX does that by itself, where the
+            full TensorRT leaves it to its user; docs/bundle.md says why that is not done here.
+    """
+    strategies = getattr(trt, "CudaGraphStrategy", None)
+    if not captured or strategies is None:
+        return engine.create_execution_context()
+    config = engine.create_runtime_config()
+    config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE
+    return engine.create_execution_context(config)
+
+
 class CachedEngine:
     """An execution context with its buffers; a ``batch`` of 0 is one without a cache."""
 
@@ -136,7 +151,7 @@ class CachedEngine:
         self._shapes: dict[str, tuple[int, ...]] = {}
         record = graph.record
         with self._device:
-            self._context = graph.engine.create_execution_context()
+            self._context = _context(graph.trt, graph.engine, captured=batch > 0)
             if self._context is None:
                 raise BackendError(f"{graph.where}: the GPU's memory does not suffice for it")
             past = {name: tensor for name, tensor in record.inputs.items() if batch and name.startswith("past_")}
