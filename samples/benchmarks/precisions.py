@@ -72,7 +72,7 @@ def steps(folders: dict[str, Path], rounds: int) -> dict[str, dict[str, float]]:
     taken: dict[str, list[float]] = {name: [] for name in work}
     speed = 0.0
     for _ in tqdm(range(rounds), "steps", unit="round"):
-        speed = max(speed, bandwidth(1, 1))
+        speed = max(speed, bandwidth(1, 1, time.process_time))
         for name, (_, bench, context) in work.items():
             taken[name] += bench.steps(context, 8, time.process_time)
     result = {}
