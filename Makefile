@@ -1,7 +1,7 @@
 # make demo    edit a real photograph and a pose sequence with the shipped bundle (runtime only, no PyTorch)
 # make test    install everything, CPU PyTorch included, and run the whole suite
 # make cpp     build, test and install the C++ editor and its command line to build/prefix (needs cmake, g++, OpenCV)
-# make cpp-checks   sanitizers, clang, clang-tidy, fuzzing and aarch64 for the C++ editor
+# make cpp-checks   clang++, clang-tidy, sanitizers, fuzzing and aarch64 for the C++ editor
 # make lint    ruff and mypy
 # make clean   remove the environments and all that was built
 #

@@ -531,7 +531,7 @@ Manifest parse_manifest(const std::string& text, const std::string& where) {
                           ilat::version(), ") reads version ", kVersion, "; update ilat"));
   }
   Problems problems;
-  const Manifest manifest = read_fields(json, problems);
+  Manifest manifest = read_fields(json, problems);
   if (!problems.empty()) {
     const std::string more = problems.size() > 1 ? cat(" (and ", problems.size() - 1, " more)") : "";
     throw BundleError(cat(where, ": ", problems[0].place, ": ", problems[0].message, more));
@@ -564,7 +564,7 @@ void verify_files(const std::string& folder, const Manifest& manifest) {
   std::error_code failed;
   const std::string inside = fs::weakly_canonical(root, failed).string() + "/";
   for (const auto& [name, record] : manifest.files) {
-    const std::string path = root + "/" + name, key = cat(kFileName, ": files[\"", name, "\"]");
+    const std::string path = cat(root, "/", name), key = cat(kFileName, ": files[\"", name, "\"]");
     if (fs::weakly_canonical(path, failed).string().compare(0, inside.size(), inside) != 0) {
       throw BundleError(cat(path, ": a link that leaves the bundle's folder (", key, ")"));
     }
