@@ -2,7 +2,7 @@
 # The checks of the C++ editor that `make cpp` leaves out, each on its own: make cpp-checks, or checks.sh NAME...
 #   clang      clang++, warnings as errors, the TensorRT backend against its real headers; run with AddressSanitizer and
 #              UBSan
-#   tidy       clang-tidy
+#   tidy       clang-tidy of the library
 #   fuzz       the parsers, at the same time, for a minute, from the kept corpus (FUZZ_SECONDS)
 #   thread     ThreadSanitizer
 #   aarch64    cross-compiled and run under qemu: the Jetson's CPU
@@ -95,8 +95,8 @@ clang() {
 
 tidy() {
 	clang_build || return 0
-	# Of the library and the samples; the tests' doctest macros are not for clang-tidy.
-	find ilat_runtime/cpp/src samples/cpp-edit -name '*.cpp' -print0 |
+	# Of the library only: a file takes half a minute.
+	find ilat_runtime/cpp/src -name '*.cpp' -print0 |
 		xargs -0 -n 1 -P "$jobs" clang-tidy --quiet -p build/clang 2>/dev/null
 }
 
@@ -106,7 +106,7 @@ fuzz() {
 	for target in manifest poses image; do
 		mkdir -p "build/fuzz/found-$target"
 		"build/clang/tests/fuzz-$target" -max_total_time="${FUZZ_SECONDS:-60}" -timeout=10 -max_len=20000 \
-			-print_final_stats=0 -verbosity=0 -artifact_prefix="build/fuzz/$target-" "build/fuzz/found-$target" \
+			-print_final_stats=0 -print_funcs=0 -verbosity=0 -artifact_prefix="build/fuzz/$target-" "build/fuzz/found-$target" \
 			"tests/cpp/fuzz/corpus/$target" &
 		running+=($!)
 	done

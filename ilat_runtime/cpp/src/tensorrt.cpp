@@ -116,6 +116,10 @@ struct Engine {
   Json profiles;
   std::unique_ptr<trt::ICudaEngine> engine;
 
+  Engine() = default;
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
   /// The first profile that takes inputs of these shapes. Shape tensors are not looked at.
   std::int32_t profile(const std::map<std::string, Dims>& shapes) const {
     for (std::size_t i = 0; i < profiles.size(); ++i) {
