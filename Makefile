@@ -10,11 +10,13 @@
 #                         pip and CPU. Without it pip takes what your configuration offers, on Linux usually a CUDA build.
 # ONNXRUNTIME=DIR         for make cpp: a folder with include/ and lib/ of an ONNX Runtime release, instead of fetching them
 # TESTS="tests/test_x.py -k name"   what to give to pytest
+# TEST_JOBS=2             how many processes run the tests
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 TESTS ?=
+TEST_JOBS ?= 2
 
 DEMO_ENV := .venv-demo
 TEST_ENV := .venv
@@ -51,7 +53,7 @@ demo: $(DEMO_ENV)/installed
 test: $(TEST_ENV)/installed $(if $(CPP_HERE),cpp)
 	@$(if $(CPP_HERE),,echo "NOT TESTED: the C++ editor; docs/cpp.md says what it needs" >&2)
 	$(TEST_ENV)/bin/ilat-train fetch pose-model lpips demo-videos
-	$(TEST_ENV)/bin/python -m pytest $(TESTS)
+	$(TEST_ENV)/bin/python -m pytest -n $(TEST_JOBS) --dist loadfile $(TESTS)
 
 cpp: $(ONNXRUNTIME)/lib
 	$(CPP) -B build/cpp -DILAT_BUILD_SAMPLES=ON
