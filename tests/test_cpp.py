@@ -160,7 +160,7 @@ def test_numberings(both: Both, tmp_path: Path, numbering: str) -> None:
     assert data["masked_tokens"] > 0
 
 
-@pytest.mark.parametrize("options", [["--kv-cache", "concat"], ["--fp16"], ["--int8"]], ids=" ".join)
+@pytest.mark.parametrize("options", [["--kv-cache", "concat"], ["--fp16"], ["--int8"], ["--int4"]], ids=" ".join)
 def test_exported_anew(both: Both, tmp_path: Path, options: list[str]) -> None:
     """Other caches (two that change places; half precision) and other weights."""
     bundle = tmp_path / "bundle"
