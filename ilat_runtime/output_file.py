@@ -23,6 +23,12 @@ def check_output(path: str | os.PathLike[str], suffixes: Sequence[str], force: b
         raise OutputError(
             f"{path}: cannot write {path.suffix or 'a file without a suffix'}, expected {', '.join(suffixes)}"
         )
+    try:
+        os.stat(path.parent)
+    except PermissionError:
+        raise OutputError(f"{path}: the folder {path.parent}: permission denied") from None
+    except OSError:
+        pass
     # os.path, whose answer for what may not be looked at is no, not an error.
     if os.path.isdir(path):
         raise OutputError(f"{path}: is a folder, expected the name of a file")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,13 @@ def load(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("limit", [None, 2])
-def test_face_sampling(sketch_bundle: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None) -> None:
+def test_face_sampling(sketch_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None) -> None:
     """Both ways give the same tokens; breaks when one of them works on other inputs or another mask."""
     module = load("face_sampling", monkeypatch)
     tokenizer, transformer = models("sketch")
     monkeypatch.setattr(module, "models", lambda *_: (tokenizer, sketch_tokenizer(), transformer))
-    monkeypatch.setattr(module, "bundle", lambda *_: sketch_bundle)
+    folder = Path(shutil.copytree(sketch_bundle, tmp_path / "bundle"))  # the one of 8 bits is written beside it
+    monkeypatch.setattr(module, "bundle", lambda *_: folder)
     args = argparse.Namespace(work=Path(), fixtures=Path(), threads=1, repeats=1, tokens=limit)
     found = json.loads(json.dumps(module.measure(args)))
     masked = found["masked_tokens"]
@@ -41,7 +43,9 @@ def test_face_sampling(sketch_bundle: Path, monkeypatch: pytest.MonkeyPatch, lim
     timed = limit or masked
     assert found["equal_tokens"] == {"sampling": f"{timed} of {timed}", "editor": f"{masked} of {masked}"}
     assert found["authors_way"]["whole_passes_timed"] == timed
-    assert found["ratio_of_sampling"] > 0
+    assert list(found["bundles"]) == ["float32", "int8"]
+    for timing in found["bundles"].values():
+        assert timing["ratio_of_sampling"] > 0
 
 
 def test_precisions(pose_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,10 +252,16 @@ def test_unwritable_folder(tmp_path: Path) -> None:
     folder = tmp_path / "locked"
     folder.mkdir(mode=0o555)
     for parent in (tmp_path, *tmp_path.parents):
-        if parent.stat().st_uid == os.geteuid() and parent.name.startswith(("pytest", "test")):
+        if parent.stat().st_uid == os.geteuid() and parent.name.startswith(("pytest", "test", "popen")):
             parent.chmod(0o755)
     assert "ermission denied" in output_of(READ_ONLY, folder).replace("is not writable", "permission denied")
     assert not list(folder.iterdir())
+    hidden = tmp_path / "hidden"
+    (hidden / "inner").mkdir(parents=True)
+    hidden.chmod(0o700)
+    expected = "is not writable" if os.geteuid() else "permission denied"
+    (hidden / "inner").chmod(0o555)
+    assert expected in output_of(READ_ONLY, hidden / "inner")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file size limits of POSIX")
