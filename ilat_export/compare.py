@@ -105,14 +105,7 @@ def _squared_error(sample: Sample, tokens: Array, *both: tuple[Graphs, Mapping[s
     """Mean squared difference of the two images inside the edit mask, in levels of 255; each from its own latents."""
     images = []
     for graphs, encoded in both:
-        edit = {
-            "latent": encoded["latent"],
-            "tokens": tokens[None],
-            "token_mask": encoded["token_mask"],
-            "image": sample.image[None],
-            "edit_mask": encoded["edit_mask"],
-            "blend": np.array([False]),
-        }
+        edit = sample.decoder_inputs(encoded, tokens, blend=False)
         images.append(graphs["decoder"].run(edit)["edited"][0].astype(float))
     edited = both[0][1]["edit_mask"][0] > 0
     return float(((images[0] - images[1])[edited] ** 2).mean()) if edited.any() else 0.0

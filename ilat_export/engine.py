@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ilat_runtime import engines, manifest
-from ilat_runtime.errors import IlatError, InputError
+from ilat_runtime.errors import IlatError, InputError, OutputError
 from ilat_runtime.manifest import Graph, Manifest
+from ilat_runtime.output_file import write_bytes
 from ilat_runtime.tensorrt_library import library
 
 from .destination import replacing_folder
@@ -143,8 +144,6 @@ def build_engines(
 
 def check_engines(out: Path, force: bool) -> None:
     """Raises OutputError when engines are there and ``force`` is false."""
-    from ilat_runtime.errors import OutputError
-
     if out.exists() and not force:
         raise OutputError(f"{out}: exists already; replace these engines with --force")
 
@@ -252,8 +251,6 @@ def _build(
     if engine is None:
         raise EngineError(f"{graph_file}: {trt.__name__} {trt.__version__} cannot build it: {logger.last}")
     if timing is not None:
-        from ilat_runtime.output_file import write_bytes
-
         write_bytes(timing, bytes(config.get_timing_cache().serialize()))
     with path.open("xb") as file:
         file.write(engine)

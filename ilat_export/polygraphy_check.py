@@ -241,16 +241,7 @@ def recorded(known: Manifest, graphs: Graphs, sample: Sample) -> dict[str, Calls
     mask = encoded["token_mask"][0]
     plan = decode_plan(known.sequence, mask, known.numbering)
     _, tokens = sample.generate(known, recorders["transformer"], plan, condition, encoded["tokens"][0])
-    recorders["decoder"].run(
-        {
-            "latent": encoded["latent"],
-            "tokens": tokens[None],
-            "token_mask": encoded["token_mask"],
-            "image": sample.image[None],
-            "edit_mask": encoded["edit_mask"],
-            "blend": np.array([True]),
-        }
-    )
+    recorders["decoder"].run(sample.decoder_inputs(encoded, tokens, blend=True))
     return {name: recorder.calls for name, recorder in recorders.items()}
 
 

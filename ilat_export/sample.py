@@ -53,6 +53,17 @@ class Sample:
         whole = Sample(self.image, np.zeros_like(self.mask), np.zeros_like(self.poses), 0.0)
         return graphs["encoder"].run(whole.encoder_inputs(manifest, graphs))["tokens"][0]
 
+    def decoder_inputs(self, encoded: Mapping[str, Array], tokens: Array, blend: bool) -> dict[str, Array]:
+        """What the decoder takes, given what the encoder made of the edit and all tokens int64 (n,) of the image."""
+        return {
+            "latent": encoded["latent"],
+            "tokens": tokens[None],
+            "token_mask": encoded["token_mask"],
+            "image": self.image[None],
+            "edit_mask": encoded["edit_mask"],
+            "blend": np.array([blend]),
+        }
+
     def decoder(self, manifest: Manifest, graph: Graph, condition: Array | None) -> Decoder:
         """A decoder that holds the condition."""
         decoder = Decoder(manifest, graph, 1)

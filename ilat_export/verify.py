@@ -134,15 +134,8 @@ def verify(
         decoded_equal.append(equal)
         log_errors.append(error)
 
-        edit = {
-            "latent": found["latent"],
-            "tokens": finished[None],
-            "token_mask": found["token_mask"],
-            "image": sample.image[None],
-            "edit_mask": found["edit_mask"],
-        }
         for blend in (False, True):
-            edit["blend"] = np.array([blend])
+            edit = sample.decoder_inputs(found, finished, blend)
             image = graphs["decoder"].run(edit)["edited"].astype(int)
             reference = _torch(modules["decoder"], edit, ["edited"])["edited"].astype(int)
             image_errors.append(int(np.abs(image - reference).max()))

@@ -26,6 +26,7 @@ from .segments import NUMBERINGS, Layout
 FORMAT = "ilat-bundle"
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
+IN_PLACE_OPSET = 24
 _MAX_BYTES = 16 * 2**20
 
 
@@ -67,6 +68,11 @@ class Graph(_Strict):
     opset: Count
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
+
+    @property
+    def in_place(self) -> bool:
+        """Whether ``past_*`` and ``present_*`` are to be the same memory; older graphs write the cache anew."""
+        return self.opset >= IN_PLACE_OPSET
 
 
 class Graphs(_Strict):

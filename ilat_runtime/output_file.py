@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,16 +25,16 @@ def check_output(path: str | os.PathLike[str], suffixes: Sequence[str], force: b
             f"{path}: cannot write {path.suffix or 'a file without a suffix'}, expected {', '.join(suffixes)}"
         )
     try:
-        os.stat(path.parent)
+        is_folder = stat.S_ISDIR(os.stat(path.parent).st_mode)
     except PermissionError:
         raise OutputError(f"{path}: the folder {path.parent}: permission denied") from None
     except OSError:
-        pass
-    # os.path, whose answer for what may not be looked at is no, not an error.
+        is_folder = False
+    if not is_folder:
+        raise OutputError(f"{path}: the folder {path.parent} does not exist")
+    # Not Path.is_dir, for which a name in a folder that may not be entered is an error.
     if os.path.isdir(path):
         raise OutputError(f"{path}: is a folder, expected the name of a file")
-    if not os.path.isdir(path.parent):
-        raise OutputError(f"{path}: the folder {path.parent} does not exist")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise OutputError(f"{path}: the folder {path.parent} is not writable")
     if path.exists() and not force:

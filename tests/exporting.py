@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from ilat_export import bundle as bundle_module
+from ilat_export.cli import main
 from ilat_export.tiny import tiny_models, tiny_sketch_tokenizer
 from ilat_export.to_onnx import round_to_half
 from ilat_runtime.backends import Graph, choose
@@ -66,3 +67,40 @@ def disturb(model: onnx.ModelProto, name: str, amount: float) -> onnx.ModelProto
     array.flat[0] += np.asarray(amount, array.dtype)
     weight.CopyFrom(onnx.numpy_helper.from_array(array, name))
     return model
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """The exit code of ``ilat-export`` and the last line of what it says to people."""
+    capsys.readouterr()
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    return code, capsys.readouterr().err.splitlines()[-1]
+
+
+def transformer_call(
+    manifest: Manifest, random: np.random.Generator, slot_segment: np.ndarray, write_index: np.ndarray, rows: int
+) -> dict[str, np.ndarray]:
+    """Random inputs of a call that appends ``rows`` to each cache of a batch, the caches among them.
+
+    Args:
+        slot_segment: int32 (B, T).
+        write_index: int64 (B,).
+    """
+    batch = len(write_index)
+    inputs = {
+        "tokens": random.integers(0, manifest.vocabulary.pose + 1, (batch, rows)),
+        "positions": random.integers(0, manifest.sequence.length, (batch, rows)),
+        "query_segment": np.arange(batch * rows, dtype=np.int32).reshape(batch, rows),
+        "slot_segment": slot_segment,
+        "write_index": write_index,
+        "top_k": np.array([5]),
+        "temperature": np.array([0.5, 1.0, 3.0], np.float32)[:batch],
+        "uniform": random.uniform(0.001, 0.999, (batch, rows, manifest.codebook_size)).astype(np.float32),
+        "landmarks": random.random((batch, rows, 3), np.float32),
+    }
+    for name, tensor in manifest.graphs.transformer.inputs.items():
+        if name.startswith("past_"):
+            inputs[name] = random.normal(size=(batch, *tensor.shape[1:])).astype(np.float32)
+    return inputs

@@ -17,7 +17,6 @@ import signal
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ import onnxruntime
 import pytest
 from cpp_edit import Edit, Pixels, library
 from editing import HEIGHT, WIDTH, box_mask, changed_copy, photograph, standing, with_graph
-from test_edit_cli import WRONG, bad_files, heed_interrupts, pose_file, work
+from test_edit_cli import WRONG, bad_files, damaged_images, heed_interrupts, pose_file, work
 
 from ilat_export import cli as export
 from ilat_runtime import Editor, IlatError, __version__, read_poses
@@ -299,13 +298,7 @@ def test_wrong_options(both: Both, arguments: list[str]) -> None:
 
 
 def test_damaged_images(both: Both, work: Path) -> None:
-    data = (work / "photo.png").read_bytes()
-    (work / "cut.png").write_bytes(data[: len(data) // 2])
-    huge = bytearray(data)
-    huge[16:24] = (20000).to_bytes(4, "big") * 2
-    huge[29:33] = zlib.crc32(huge[12:29]).to_bytes(4, "big")
-    (work / "huge.png").write_bytes(huge)
-    (work / "text.png").write_text("hello")
+    damaged_images(work)
     (work / "empty.png").write_bytes(b"")
     write_image(work / "dark.png", np.full_like(IMAGE, 1))
     for name in ("cut.png", "huge.png", "text.png", "empty.png", "none.png", "work"):

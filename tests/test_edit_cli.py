@@ -294,7 +294,8 @@ def test_wrong(ilat_edit: Any, work: Path, arguments: list[str], code: int, mess
     assert outputs(work) == []
 
 
-def test_truncated_huge_and_missing_images(ilat_edit: Any, work: Path) -> None:
+def damaged_images(work: Path) -> None:
+    """cut.png, huge.png (20000x20000 by its header) and text.png, beside photo.png."""
     data = (work / "photo.png").read_bytes()
     (work / "cut.png").write_bytes(data[: len(data) // 2])
     huge = bytearray(data)
@@ -302,6 +303,10 @@ def test_truncated_huge_and_missing_images(ilat_edit: Any, work: Path) -> None:
     huge[29:33] = zlib.crc32(huge[12:29]).to_bytes(4, "big")
     (work / "huge.png").write_bytes(huge)
     (work / "text.png").write_text("hello")
+
+
+def test_truncated_huge_and_missing_images(ilat_edit: Any, work: Path) -> None:
+    damaged_images(work)
     for name, message in {
         "cut.png": "the file is truncated",
         "huge.png": "20000x20000 pixels are too many",

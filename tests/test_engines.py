@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 import pytest
+from exporting import said
 from test_precision import samples
 
 from ilat_export.cli import main
@@ -213,15 +214,6 @@ def test_older_operators_are_parsed(pose_bundle: Path, tmp_path: Path, name: str
         kinds = {str(network.get_layer(index).type) for index in range(network.num_layers)}
         assert not any("KV_CACHE" in kind or "ATTENTION" in kind for kind in kinds)
         assert "LayerType.MATRIX_MULTIPLY" in kinds
-
-
-def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    capsys.readouterr()
-    try:
-        code = main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    return code, capsys.readouterr().err.splitlines()[-1]
 
 
 def test_wrong_use(half: Path, built: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

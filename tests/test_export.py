@@ -15,7 +15,7 @@ import onnx
 import pytest
 import torch
 from editing import standing
-from exporting import GRAPHS, MODULES, disturb, graphs, models, reuse_graphs
+from exporting import GRAPHS, MODULES, disturb, graphs, models, reuse_graphs, transformer_call
 
 from ilat_export import bundle as bundle_module
 from ilat_export.bundle import Facts, describe, export_bundle, stages
@@ -208,20 +208,7 @@ def test_a_call_is_what_pytorch_computes(posed: Loaded, pair: tuple[TSVQGAN, Loc
     batch, rows, slots = 3, 4, manifest.cache_capacity
     slot_segment = np.full((batch, slots), UNFILLED, np.int32)
     slot_segment[:, : 10 + rows] = 0
-    inputs: dict[str, np.ndarray] = {
-        "tokens": random.integers(0, manifest.vocabulary.pose + 1, (batch, rows)),
-        "positions": random.integers(0, manifest.sequence.length, (batch, rows)),
-        "query_segment": np.arange(batch * rows, dtype=np.int32).reshape(batch, rows),
-        "slot_segment": slot_segment,
-        "write_index": np.array([0, 10, 3]),
-        "top_k": np.array([5]),
-        "temperature": np.array([0.5, 1.0, 3.0], np.float32),
-        "uniform": random.uniform(0.001, 0.999, (batch, rows, manifest.codebook_size)).astype(np.float32),
-        "landmarks": random.random((batch, rows, 3), np.float32),
-    }
-    for name, tensor in record.inputs.items():
-        if name.startswith("past_"):
-            inputs[name] = random.normal(size=(batch, *tensor.shape[1:])).astype(np.float32)
+    inputs = transformer_call(manifest, random, slot_segment, np.array([0, 10, 3]), rows)
     found = loaded["transformer"].run(inputs)
     with torch.inference_mode():
         expected = TransformerGraph(pair[1])(*(torch.from_numpy(inputs[name]) for name in record.inputs))

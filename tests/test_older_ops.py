@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from editing import standing
-from exporting import GRAPHS, graphs
+from exporting import GRAPHS, graphs, transformer_call
 from test_precision import samples
 
 from ilat_export.cli import main
@@ -57,22 +57,11 @@ def test_a_call_writes_what_the_other_writes(pose_bundle: Path, older: Path) -> 
     """Breaks when rows land in other slots, when a batch shares an index, or when a slot outside is touched."""
     manifest, before = graphs(pose_bundle)
     _, after = graphs(older)
-    random, record, batch, rows = np.random.default_rng(0), manifest.graphs.transformer, 3, 4
+    random, batch, rows = np.random.default_rng(0), 3, 4
     slots = manifest.cache_capacity
-    inputs = {
-        "tokens": random.integers(0, manifest.vocabulary.pose + 1, (batch, rows)),
-        "positions": random.integers(0, manifest.sequence.length, (batch, rows)),
-        "query_segment": np.arange(batch * rows, dtype=np.int32).reshape(batch, rows),
-        "slot_segment": np.zeros((batch, slots), np.int32),
-        "write_index": np.array([0, 10, slots - rows]),
-        "top_k": np.array([5]),
-        "temperature": np.array([0.5, 1.0, 3.0], np.float32),
-        "uniform": random.uniform(0.001, 0.999, (batch, rows, manifest.codebook_size)).astype(np.float32),
-        "landmarks": random.random((batch, rows, 3), np.float32),
-    }
-    for name, tensor in record.inputs.items():
-        if name.startswith("past_"):
-            inputs[name] = random.normal(size=(batch, *tensor.shape[1:])).astype(np.float32)
+    inputs = transformer_call(
+        manifest, random, np.zeros((batch, slots), np.int32), np.array([0, 10, slots - rows]), rows
+    )
     found, expected = after["transformer"].run(inputs), before["transformer"].run(inputs)
     assert found["next_token"].tolist() == expected["next_token"].tolist()
     for name, array in expected.items():

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from exporting import GRAPHS, graphs, models, reuse_graphs
+from exporting import GRAPHS, graphs, models, reuse_graphs, said
 from onnx import TensorProto, helper, numpy_helper
 from test_export_cli import save_run
 
@@ -381,32 +381,24 @@ def test_floors(loss: Loss, part: str | None) -> None:
 def test_wrong_use(
     pose_bundle: Path, converted: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def said(*arguments: object) -> tuple[int, str]:
-        capsys.readouterr()
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, capsys.readouterr().err.splitlines()[-1]
-
     out = tmp_path / "b"
-    code, line = said(pose_bundle, "--out", out)
+    code, line = said(capsys, pose_bundle, "--out", out)
     assert (code, "say what to make of it: --fp16, --int8, --int4, --kv-cache concat or" in line) == (2, True)
-    code, line = said(pose_bundle, "--fp16", "--int8", "--out", out)
+    code, line = said(capsys, pose_bundle, "--fp16", "--int8", "--out", out)
     assert (code, "not allowed with" in line) == (2, True)
-    code, line = said(pose_bundle, "--fp16", "--weights", "float32", "--out", out)
+    code, line = said(capsys, pose_bundle, "--fp16", "--weights", "float32", "--out", out)
     assert (code, "--weights: only for a run" in line) == (2, True)
-    code, line = said(converted["int8"], "--fp16", "--out", out)
+    code, line = said(capsys, converted["int8"], "--fp16", "--out", out)
     assert code == 1
     assert "computes in float32 with int8 weights; expected a float32 bundle" in line
-    code, line = said(pose_bundle, "--fp16", "--out", converted["int8"])
+    code, line = said(capsys, pose_bundle, "--fp16", "--out", converted["int8"])
     assert (code, "exists already; replace it with --force" in line) == (1, True)
     with pytest.raises(InputError, match="computes in float16"):
         convert_bundle(converted["fp16"], out, "int8", [])
     changed = tmp_path / "changed"
     shutil.copytree(pose_bundle, changed)
     (changed / "encoder.onnx").write_bytes(b"x")
-    code, line = said(changed, "--fp16", "--out", out)
+    code, line = said(capsys, changed, "--fp16", "--out", out)
     assert (code, "encoder.onnx: has 1 bytes" in line) == (1, True)
     assert not out.exists()
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import BackendError, BundleError
+from ..manifest import IN_PLACE_OPSET, Manifest, Tensor
 from ..manifest import Graph as GraphRecord
-from ..manifest import Manifest, Tensor
 from . import Tensors
 
 try:
@@ -29,8 +29,8 @@ _TYPES = {
 }
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _SILENT = 4  # errors come as exceptions; the log would say them twice
-_LEAST, _IN_PLACE = (1, 25), 24
-"""The release and the opset of the in-place cache."""
+_LEAST = (1, 25)
+"""The first release with the in-place cache."""
 
 
 class OnnxRuntime:
@@ -68,9 +68,9 @@ class OnnxRuntime:
             BackendError: the package is too old for the graph.
         """
         found = onnxruntime.__version__
-        if record.opset >= _IN_PLACE and tuple(int(part) for part in found.split(".")[:2]) < _LEAST:
+        if record.in_place and tuple(int(part) for part in found.split(".")[:2]) < _LEAST:
             raise BackendError(
-                f"backend: onnxruntime {found} is too old, the in-place cache (opset {_IN_PLACE}) needs "
+                f"backend: onnxruntime {found} is too old, the in-place cache (opset {IN_PLACE_OPSET}) needs "
                 f"{_LEAST[0]}.{_LEAST[1]} or newer, which needs Python 3.11 or newer; it runs the bundles that "
                 "`ilat-export BUNDLE --kv-cache concat` writes"
             )
@@ -128,7 +128,7 @@ class CachedGraph:
         # Bound by address: older releases of the package do not keep the arrays alive.
         self._arrays: list[npt.NDArray[Any]] = []
         self._caches: list[dict[str, Any]] = []
-        for _ in range(1 if graph.record.opset >= _IN_PLACE else 2):
+        for _ in range(1 if graph.record.in_place else 2):
             cache = {}
             for name, tensor in graph.record.inputs.items():
                 if name.startswith("past_"):

@@ -21,9 +21,6 @@ from ..manifest import Manifest
 from ..tensorrt_library import library
 from . import Tensors
 
-IN_PLACE = 24
-"""The opset from which on the cache is updated in place; older graphs write it anew."""
-
 
 class Device(Protocol):
     """What this needs of a GPU; :class:`ilat_runtime.backends.cuda.Cuda` is one. A context manager makes it current."""
@@ -155,7 +152,7 @@ class CachedEngine:
             if self._context is None:
                 raise BackendError(f"{graph.where}: the GPU's memory does not suffice for it")
             past = {name: tensor for name, tensor in record.inputs.items() if batch and name.startswith("past_")}
-            for _ in range(1 if record.opset >= IN_PLACE else 2):
+            for _ in range(1 if record.in_place else 2):
                 cache = {}
                 for name, tensor in past.items():
                     self._shapes[name] = (batch, *(int(extent) for extent in tensor.shape[1:]))

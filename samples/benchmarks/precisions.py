@@ -30,6 +30,7 @@ from ilat_export.real_inputs import held_out_samples, photograph
 from ilat_export.sample import Sample
 from ilat_runtime.backends import choose
 from ilat_runtime.bench import Bench, bandwidth, step_bytes
+from ilat_runtime.cli.bench import CONTEXT
 from ilat_runtime.cli.common import human_size
 from ilat_runtime.errors import BackendError
 from ilat_runtime.manifest import load_manifest
@@ -37,8 +38,6 @@ from ilat_runtime.tensorrt_library import library
 from ilat_train.models import TSVQGAN, LocalTransformer
 from ilat_train.recipes import recipe
 
-CONTEXT = 430
-"""Tokens in the cache of a step."""
 PRECISIONS: tuple[Precision, ...] = tuple(name for name in get_args(Precision) if name != "fp32")
 ON_CPUS = ("float32", "int8", "int4")
 
