@@ -105,8 +105,11 @@ class _Rewrite:
             for value in self.source.graph.input
             if value.name == "past_key_0"
         )
-        scale = self.constant("older.scale", np.array(size**-0.5, np.float32))
-        scaled = self.add("Mul", [query, scale], f"{name}.scaled")
+        factor = next((attribute.f for attribute in node.attribute if attribute.name == "scale"), size**-0.5)
+        scaled = query
+        if factor != 1:
+            scale = self.constant("older.scale", np.array(factor, np.float32))
+            scaled = self.add("Mul", [query, scale], f"{name}.scaled")
         turned = self.add("Transpose", [key], f"{name}.turned", perm=[0, 1, 3, 2])
         scores = self.add("MatMul", [scaled, turned], f"{name}.scores")
         hidden = self.constant("older.hidden", np.array(HIDDEN, np.float32))

@@ -10,10 +10,12 @@ import pytest
 from exporting import graphs
 
 from ilat_runtime import bench as bench_module
+from ilat_runtime import peers
 from ilat_runtime.bench import Bench, Spread, bandwidth, step_bytes, token_mask
 from ilat_runtime.cli.bench import main
 from ilat_runtime.errors import InputError
 from ilat_runtime.manifest import Manifest, Precision
+from ilat_runtime.peers import Peer
 
 
 def sized(compute: str = "float32", weights: str = "float32") -> Manifest:
@@ -102,15 +104,17 @@ def test_json(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 
 
 def test_text(pose_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from ilat_runtime import peers
-
-    monkeypatch.setattr(peers, "measure", lambda *_: iter([("one", 1.5), ("other (not installed)", None)]))
+    found = [Peer("one", lambda count: [0.0015] * count), Peer("other (not installed)")]
+    monkeypatch.setattr(peers, "peers", lambda *_: found)
     assert main([str(pose_bundle), "--threads", "1", "--repeats", "1", "--mask-ratio", "1", "--peers"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{pose_bundle}: float32, weights float16"
     assert any(line.startswith("  100 %      16") for line in lines)
     assert any(line.startswith("a step with ") and "times its floor of" in line for line in lines)
-    assert lines[-2].split() == ["one", "1.50", "ms", "a", "token"]
+    step = float(next(line for line in lines if line.startswith("a step with ")).split("cache: ")[1].split()[0])
+    *words, ratio, _, _ = lines[-2].split()
+    assert words == ["one", "1.50", "ms", "a", "token,"]
+    assert float(ratio) == pytest.approx(1.5 / step, rel=0.02, abs=0.01)
     assert lines[-1].strip() == "other (not installed)"
 
 

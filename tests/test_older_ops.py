@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from editing import standing
 from exporting import GRAPHS, graphs, transformer_call
@@ -13,7 +14,7 @@ from test_precision import samples
 
 from ilat_export.cli import main
 from ilat_export.compare import compare
-from ilat_export.half import to_half
+from ilat_export.half import replace, to_half
 from ilat_export.older_ops import older_ops
 from ilat_export.precision import convert_bundle
 from ilat_runtime import Editor
@@ -114,3 +115,26 @@ def test_the_manifest(older: Path, pose_bundle: Path) -> None:
     assert isinstance(record, dict)
     assert (record["precision"], record["below_floor"]) == ("fp32", False)
     assert choose("onnxruntime").backend.load(older / "transformer.onnx", manifest.graphs.transformer)
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_the_scale_of_the_attention(pose_bundle: Path, tmp_path: Path, scale: float | None) -> None:
+    """Breaks when the operator's own scale is lost, given or left to its rule of one over the root of d."""
+    model = onnx.load(pose_bundle / "transformer.onnx")
+    for node in model.graph.node:
+        if node.op_type == "Attention":
+            kept = [attribute for attribute in node.attribute if attribute.name != "scale"]
+            replace(node.attribute, kept)
+            if scale is not None:
+                node.attribute.append(onnx.helper.make_attribute("scale", scale))
+    manifest = load_manifest(pose_bundle)
+    slots = manifest.cache_capacity
+    inputs = transformer_call(
+        manifest, np.random.default_rng(0), np.zeros((1, slots), np.int32), np.array([slots - 4]), 4
+    )
+    results = []
+    for name, graph in (("before", model), ("after", older_ops(model))):
+        onnx.save(graph, tmp_path / name)
+        session = onnxruntime.InferenceSession(tmp_path / name, providers=["CPUExecutionProvider"])
+        results.append(session.run(["log_probability"], dict(inputs))[0])
+    np.testing.assert_allclose(*results, atol=1e-5)

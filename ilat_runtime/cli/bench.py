@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .. import __version__
+from .. import __version__, peers
 from ..backends import choose
 from ..bench import RATIOS, Bench, Run, Spread, bandwidth, step_bytes, token_mask
 from ..manifest import Manifest, load_manifest, verify_files
@@ -29,8 +29,10 @@ from .common import (
     shows_progress,
 )
 
-CONTEXT, STEPS = 430, 40
-"""Tokens in the cache for the step, as in the figures that design and results quote, and how often it is measured."""
+CONTEXT = 430
+"""Tokens in the cache for the step, as in the figures that design and results quote."""
+ROUNDS, STEPS = 5, 8
+"""How often a step is measured: so many in a row, in so many rounds."""
 STAGES = ("encode", "prefill", "decode", "decoder", "total")
 
 
@@ -90,23 +92,25 @@ def bench(args: argparse.Namespace) -> int:
             for ratio in ratios:
                 runs.append(work.run(ratio))
                 bar.update()
-    threads = args.threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = args.threads or _processors()
     data = _measured(manifest, runs, ratios)
     context = min(CONTEXT, manifest.cache_capacity - 1)
-    # Side by side, so that what else the machine does burdens all alike.
-    speed, steps, peers = bandwidth(threads), work.steps(context, STEPS), []
-    if args.peers:
-        from .. import peers as others
-
-        for name, milliseconds in others.measure(manifest, context, threads):
-            peers.append({"name": name, "ms_per_token": milliseconds})
-            steps += work.steps(context, STEPS)
+    steps, others = [], peers.peers(manifest, context, STEPS, threads) if args.peers else []
+    taken: dict[str, list[float]] = {peer.name: [] for peer in others}
+    speed = 0.0
+    # In turns, so that what else the machine does burdens all alike.
+    for _ in range(ROUNDS):
+        speed = max(speed, bandwidth(threads, 1))
+        steps += work.steps(context, STEPS)
+        for peer in others:
+            if peer.steps is not None:
+                taken[peer.name] += peer.steps(STEPS)
     data |= {
         "bundle": str(args.bundle),
         "backend": backend.description,
         "threads": threads,
         "step": _step(manifest, backend.name, context, steps, speed),
-        "peers": peers if args.peers else None,
+        "peers": [_peer(name, seconds, steps) for name, seconds in taken.items()] if args.peers else None,
     }
     emit(args, _text(data, Path(args.bundle)), data)
     return DONE
@@ -161,6 +165,18 @@ def _step(manifest: Manifest, backend: str, context: int, steps: Sequence[float]
     }
 
 
+def _peer(name: str, seconds: Sequence[float], ours: Sequence[float]) -> dict[str, Any]:
+    """Of a peer's tokens; None where it is not installed."""
+    if not seconds:
+        return {"name": name, "ms_per_token": None, "times_ours": None}
+    median = Spread.of(seconds).median
+    return {
+        "name": name,
+        "ms_per_token": round(median, 3),
+        "times_ours": round(median / Spread.of(ours).median, 3),
+    }
+
+
 def _text(data: dict[str, Any], bundle: Path) -> str:
     precision, step = data["precision"], data["step"]
     lines = [
@@ -185,9 +201,17 @@ def _text(data: dict[str, Any], bundle: Path) -> str:
         f"{human_size(step['bytes'])} of weights and cache at {step['bandwidth_gb_s']:.1f} GB/s",
     ]
     for peer in data["peers"] or ():
-        took = "" if peer["ms_per_token"] is None else f"{peer['ms_per_token']:.2f} ms a token"
+        known = peer["ms_per_token"] is not None
+        took = f"{peer['ms_per_token']:.2f} ms a token, {peer['times_ours']:.2f} times ours" if known else ""
         lines.append(f"{peer['name']:34}{took}")
     return "\n".join(lines)
+
+
+def _processors() -> int:
+    """Those that this process may use, where the system tells; else all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _cpu() -> str:
