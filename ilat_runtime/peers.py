@@ -74,17 +74,14 @@ def peers(manifest: Manifest, context: int, most: int, threads: int) -> list[Pee
 
 
 def _transformers(torch: Any, model: Any, prompt: Any) -> Steps:
-    with torch.inference_mode():
-        cache = model(torch.from_numpy(prompt[None]), use_cache=True).past_key_values
-
     def steps(count: int) -> list[float]:
         taken = []
-        cache.crop(len(prompt))
-        token = torch.zeros((1, 1), dtype=torch.int64)
         with torch.inference_mode():
+            found = model(torch.from_numpy(prompt[None]), use_cache=True)
             for _ in range(count + 1):
+                token = found.logits[:, -1:].argmax(-1)
                 started = time.perf_counter()
-                token = model(token, past_key_values=cache, use_cache=True).logits.argmax(-1)
+                found = model(token, past_key_values=found.past_key_values, use_cache=True)
                 taken.append(time.perf_counter() - started)
         return taken[1:]
 
