@@ -20,9 +20,9 @@ from .segments import UNFILLED, decode_plan
 RATIOS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
 """Shares of the image's tokens that the sweep masks."""
 
-WEIGHT_BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1 + (2 * 5 / 128 + 5 / 16) / 3, "int4": (4 + 32 + 4) / 8 / 8}
-"""Of a weight in memory; with 8 and 4 bits also its part of the scale (float32) and offset of its block: as much as an
-average over a layer's blocks gives, of 128 and 16 weights with 8 bits, of 32 and 16 with 4.
+WEIGHT_BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1 + 5 / 128, "int4": (4 + 32 + 4) / 8 / 8}
+"""Of a weight in memory; with 8 and 4 bits also its part of the scale (float32) and offset of its block: of 128 weights
+with 8 bits; with 4 bits as much as an average over a layer's blocks of 32 and 16 gives.
 """
 _READ = 256 * 2**20
 

@@ -280,7 +280,7 @@ def test_quantized_products(pose_bundle: Path, bits: int) -> None:
     widths = [next(a.i for a in node.attribute if a.name == "bits") for node in found]
     assert widths == [bits] * (len(found) - 1) + [8]
     blocks = [next(a.i for a in node.attribute if a.name == "block_size") for node in found]
-    assert blocks == [32, 32, 32, 16] * manifest.layers + [32, 32]
+    assert blocks == [32, 32, 32, 128 if bits == 8 else 16] * manifest.layers + [32, 32]
     assert sum(node.op_type == "MatMul" for node in model.graph.node) == 3
     manifest, loaded = graphs(pose_bundle)
     path = pose_bundle.parent / f"quantized-{bits}.onnx"
