@@ -23,7 +23,9 @@ from ilat_runtime.errors import BackendError
 from ilat_runtime.manifest import file_record, load_manifest
 
 
-def add_engines(bundle: Path, limits: Limits, architecture: str = ARCHITECTURE) -> Path:
+def add_engines(
+    bundle: Path, limits: Limits, architecture: str = ARCHITECTURE, flavour: engines.Flavour = "tensorrt-rtx"
+) -> Path:
     """Stand-in engines beside the graphs, with a true record."""
     manifest = load_manifest(bundle)
     folder = bundle / "engines" / "stand-in"
@@ -41,7 +43,7 @@ def add_engines(bundle: Path, limits: Limits, architecture: str = ARCHITECTURE) 
     engines.write(
         folder,
         engines.Engines(
-            flavour="tensorrt-rtx", version=VERSION, targets=(architecture,), precision=manifest.precision.compute,
+            flavour=flavour, version=VERSION, targets=(architecture,), precision=manifest.precision.compute,
             engines=entries,
         ),
     )  # fmt: skip
@@ -105,11 +107,11 @@ def test_a_step_copies_the_small_things_only(bundle: Path, device: StandInDevice
         "uniform": np.full((1, 1, 1), 0.5, np.float32), "landmarks": np.zeros((1, 1, 3), np.float32),
     }  # fmt: skip
     graph.run(step)
-    allocated = len(device.memory)
+    allocated = len(device.arrays)
     device.uploaded.clear()
     device.downloaded.clear()
     graph.run(step)
-    assert len(device.memory) == allocated
+    assert len(device.arrays) == allocated
     assert sum(device.downloaded) == 8 + 4, "a token and its log-probability"
     assert sum(device.uploaded) == sum(array.nbytes for name, array in step.items() if name != "top_k")
 

@@ -1,13 +1,20 @@
-"""A CUDA device through pycuda: memory, copies and a stream, and nothing of models."""
+"""A CUDA device through pycuda: memory, copies and streams, and nothing of models."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import BackendError
+from . import cuda_graph
+
+NON_BLOCKING = 1
+"""CU_STREAM_NON_BLOCKING, which pycuda does not name. Work that others queue on CUDA's default stream neither waits for
+such a stream nor ends a capture on it.
+"""
 
 
 def _driver() -> Any:
@@ -35,22 +42,14 @@ def architecture() -> str:
 
 
 class Cuda:
-    """The first GPU, its primary context, and a stream of its own.
-
-    Attributes:
-        name: of the GPU.
-        architecture: as ``sm86``.
-        stream: handle of the stream on which everything here is queued.
-    """
+    """The first GPU and its primary context; see :class:`ilat_runtime.backends.device.Device`."""
 
     def __init__(self) -> None:
         self._driver = _driver()
         device = self._driver.Device(0)
         self.name, self.architecture = device.name(), architecture()
+        self.without_graphs = cuda_graph.missing()
         self._context = device.retain_primary_context()
-        with self:
-            self._stream = self._driver.Stream()
-            self.stream = int(self._stream.handle)
 
     def __enter__(self) -> Cuda:
         """Makes the context current in this thread."""
@@ -61,11 +60,23 @@ class Cuda:
         self._context.pop()
 
     def allocate(self, count: int) -> Any:
-        """Device memory of ``count`` bytes, freed with the object; ``int()`` of it is the address."""
+        """Device memory of ``count`` bytes; ``int()`` of it is the address. The object is let go with this current."""
         return self._driver.mem_alloc(max(count, 1))
 
+    def stream(self) -> CudaStream:
+        """A stream of its own."""
+        return CudaStream(self._driver)
+
+
+class CudaStream:
+    """A stream of the current context; see :class:`ilat_runtime.backends.device.Stream`."""
+
+    def __init__(self, driver: Any) -> None:
+        self._driver, self._stream = driver, driver.Stream(NON_BLOCKING)
+        self.handle = int(self._stream.handle)
+
     def clear(self, memory: Any, count: int) -> None:
-        """Zeros."""
+        """Queues zeros."""
         self._driver.memset_d8_async(int(memory), 0, count, self._stream)
 
     def upload(self, memory: Any, array: npt.NDArray[Any]) -> None:
@@ -79,3 +90,7 @@ class Cuda:
     def wait(self) -> None:
         """Until everything queued is done."""
         self._stream.synchronize()
+
+    def capture(self, work: Callable[[], None]) -> cuda_graph.CudaGraph:
+        """What ``work`` queues here, as a graph. Raises BackendError where that cannot be captured."""
+        return cuda_graph.capture(self.handle, work)

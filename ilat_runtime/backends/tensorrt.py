@@ -7,9 +7,12 @@ token itself are copied.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,39 +22,9 @@ from ..errors import BackendError
 from ..manifest import Graph as GraphRecord
 from ..manifest import Manifest
 from ..tensorrt_library import library
-from . import Tensors
-
-
-class Device(Protocol):
-    """What this needs of a GPU; :class:`ilat_runtime.backends.cuda.Cuda` is one. A context manager makes it current."""
-
-    name: str
-    architecture: str
-    stream: int
-
-    def __enter__(self) -> Any: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def allocate(self, count: int) -> Any:
-        """Memory of ``count`` bytes; ``int()`` of it is the address."""
-        ...
-
-    def clear(self, memory: Any, count: int) -> None:
-        """Queue zeros."""
-        ...
-
-    def upload(self, memory: Any, array: npt.NDArray[Any]) -> None:
-        """Queue a copy to the device; the array stays as it is until :meth:`wait`."""
-        ...
-
-    def download(self, array: npt.NDArray[Any], memory: Any) -> None:
-        """Queue a copy to the host."""
-        ...
-
-    def wait(self) -> None:
-        """Until everything queued is done."""
-        ...
+from . import Tensors, logger
+from .device import Device, Stream
+from .replay import Call, Context, Replays
 
 
 def _cuda() -> Device:
@@ -76,6 +49,10 @@ class TensorRt:
         self.name = flavour
         self.wanted = Wanted(flavour, self._trt.__version__, self.device.architecture)
         self.description = f"{flavour} {self._trt.__version__} ({self.device.name})"
+        self._captures = False
+        if _own_graphs(self._trt) is None:
+            self._captures = self.device.without_graphs is None
+            self.description += "" if self._captures else f", without CUDA graphs: {self.device.without_graphs}"
         self._engines: tuple[Path, Engines, Manifest] | None = None
 
     def for_bundle(self, bundle: Path, manifest: Manifest) -> TensorRt:
@@ -97,16 +74,24 @@ class TensorRt:
             engine = runtime.deserialize_cuda_engine((folder / entry.file).read_bytes())
         if engine is None:
             raise BackendError(f"backend: {self.description} does not load {folder / entry.file}")
-        return EngineGraph(self._trt, self.device, engine, entry, record, f"{folder / entry.file}")
+        return EngineGraph(self._trt, self.device, engine, entry, record, f"{folder / entry.file}", self._captures)
 
 
 class EngineGraph:
-    """An engine; each thread's calls take turns, sessions have buffers of their own."""
+    """An engine; each thread's calls take turns, sessions have buffers and a stream of their own.
 
-    def __init__(self, trt: Any, device: Device, engine: Any, entry: Engine, record: GraphRecord, where: str) -> None:
-        self.trt, self.device, self.engine, self.entry, self.record, self.where = (
-            trt, device, engine, entry, record, where,
+    Attributes:
+        captures: whether sessions capture their steps, and no step has been refused yet.
+    """
+
+    def __init__(
+        self, trt: Any, device: Device, engine: Any, entry: Engine, record: GraphRecord, where: str, captures: bool
+    ) -> None:
+        self.trt, self.device, self.engine, self.entry, self.record, self.where, self.captures = (
+            trt, device, engine, entry, record, where, captures,
         )  # fmt: skip
+        host = trt.TensorLocation.HOST
+        self.on_host = tuple(name for name in record.inputs if engine.get_tensor_location(name) == host)
         self._lock = threading.Lock()
         self._plain: CachedEngine | None = None
 
@@ -121,36 +106,67 @@ class EngineGraph:
         """The engine with a cache and buffers of its own; see :class:`ilat_runtime.backends.Graph`."""
         return CachedEngine(self, batch)
 
+    def context(self, stream: Stream, cached: bool) -> Context:
+        """An execution context for all profiles. Raises BackendError where memory does not suffice.
 
-def _context(trt: Any, engine: Any, captured: bool) -> Any:
-    """An execution context; None where memory does not suffice.
+        Args:
+            cached: for calls with a cache, which TensorRT-RTX is asked to repeat as CUDA graphs by itself.
+        """
+        strategies = _own_graphs(self.trt)
+        if not cached or strategies is None:
+            return Context(self.engine.create_execution_context(), stream, self.where)
+        config = self.engine.create_runtime_config()
+        config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE
+        return Context(self.engine.create_execution_context(config), stream, self.where)
 
-    Args:
-        captured: the library may replay calls of a shape as a CUDA graph. TensorRT-RTX does that by itself, where the
-            full TensorRT leaves it to its user; docs/bundle.md says why that is not done here.
-    """
-    strategies = getattr(trt, "CudaGraphStrategy", None)
-    if not captured or strategies is None:
-        return engine.create_execution_context()
-    config = engine.create_runtime_config()
-    config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE
-    return engine.create_execution_context(config)
+    def step_context(self, stream: Stream) -> Context:
+        """An execution context with memory for the profile that it is told, to capture a step of."""
+        strategy = self.trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+        return Context(self.engine.create_execution_context(strategy), stream, self.where)
+
+    def refused(self, reason: BackendError) -> None:
+        """From now on nothing is captured; says so once."""
+        with self._lock:
+            said, self.captures = not self.captures, False
+        if not said:
+            logger.warning("%s: runs without CUDA graphs: %s", self.where, reason)
+
+
+def _own_graphs(trt: Any) -> Any:
+    """TensorRT-RTX's strategies of capturing by itself; None with the full TensorRT, which leaves it to its user."""
+    return getattr(trt, "CudaGraphStrategy", None)
+
+
+@dataclass
+class _Held:
+    """All that a session has on the device; ``caches`` and ``buffers`` by tensor, the latter with their sizes."""
+
+    stream: Stream
+    context: Context
+    replays: Replays
+    caches: list[dict[str, Any]]
+    buffers: dict[str, tuple[Any, int]]
+
+
+def _let_go(device: Device, held: _Held) -> None:
+    """Frees it with the device current, for pycuda frees from any thread only then."""
+    with device:
+        held.replays.close()
+        vars(held).clear()
 
 
 class CachedEngine:
-    """An execution context with its buffers; a ``batch`` of 0 is one without a cache."""
+    """An execution context with its buffers and stream; a ``batch`` of 0 is one without a cache."""
 
     def __init__(self, graph: EngineGraph, batch: int) -> None:
         self._graph, self._device = graph, graph.device
-        self._buffers: dict[str, tuple[Any, int]] = {}
-        self._profile: int | None = None
-        self._caches: list[dict[str, Any]] = []
         self._shapes: dict[str, tuple[int, ...]] = {}
         record = graph.record
         with self._device:
-            self._context = _context(graph.trt, graph.engine, captured=batch > 0)
-            if self._context is None:
-                raise BackendError(f"{graph.where}: the GPU's memory does not suffice for it")
+            stream = self._device.stream()
+            replays = Replays(stream, partial(graph.step_context, stream), graph.refused)
+            held = self._held = _Held(stream, graph.context(stream, cached=batch > 0), replays, [], {})
+            weakref.finalize(self, _let_go, self._device, held)
             past = {name: tensor for name, tensor in record.inputs.items() if batch and name.startswith("past_")}
             for _ in range(1 if record.in_place else 2):
                 cache = {}
@@ -158,47 +174,77 @@ class CachedEngine:
                     self._shapes[name] = (batch, *(int(extent) for extent in tensor.shape[1:]))
                     count = int(np.prod(self._shapes[name])) * np.dtype(tensor.dtype).itemsize
                     cache[name] = self._device.allocate(count)
-                    self._device.clear(cache[name], count)
-                self._caches.append(cache)
-            self._device.wait()
+                    stream.clear(cache[name], count)
+                held.caches.append(cache)
+            stream.wait()
 
     def run(self, inputs: Tensors) -> dict[str, npt.NDArray[Any]]:
         """Outputs other than the cache, for inputs other than the cache."""
-        graph, device, context = self._graph, self._device, self._context
+        graph, held = self._graph, self._held
         arrays = {
             name: np.ascontiguousarray(inputs[name], tensor.dtype)
             for name, tensor in graph.record.inputs.items()
             if name not in self._shapes
         }
-        with device:
-            self._select({name: array.shape for name, array in arrays.items()} | self._shapes)
+        results = self._results(arrays)
+        with self._device:
+            call = self._call(arrays, results)
             for name, array in arrays.items():
-                self._bind_input(name, array)
-            for name, memory in self._caches[0].items():
-                context.set_input_shape(name, self._shapes[name])
-                context.set_tensor_address(name, int(memory))
-            results = {}
-            for name, tensor in graph.record.outputs.items():
-                past = "past_" + name.removeprefix("present_")
-                if past in self._caches[-1]:
-                    context.set_tensor_address(name, int(self._caches[-1][past]))
-                    continue
-                results[name] = np.empty(tuple(context.get_tensor_shape(name)), tensor.dtype)
-                context.set_tensor_address(name, int(self._buffer(name, results[name].nbytes)))
-            if not context.execute_async_v3(device.stream):
-                raise BackendError(f"{graph.where}: the engine failed")
+                if name not in graph.on_host:
+                    held.stream.upload(held.buffers[name][0], array)
+            # Only steps come again and again, and their many small kernels take longer to launch than to run; a
+            # prefill's shapes are seldom seen twice.
+            step = graph.entry.profiles[call.profile].name == "step"
+            if not (step and graph.captures and held.replays.run(call)):
+                held.context.bind(call)
+                held.context.execute()
             for name, array in results.items():
-                device.download(array, self._buffers[name][0])
-            device.wait()
-        self._caches.reverse()
+                held.stream.download(array, held.buffers[name][0])
+            held.stream.wait()
+        held.caches.reverse()
         return results
 
     def with_cache(self, batch: int) -> CachedEngine:
         """Another cache of the same engine."""
         return self._graph.with_cache(batch)
 
-    def _select(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Switches to the first profile that takes these shapes."""
+    def _results(self, arrays: Tensors) -> dict[str, npt.NDArray[Any]]:
+        """Arrays for the outputs other than the cache, of the shapes that the manifest gives them for these inputs."""
+        record = self._graph.record
+        sizes = {
+            extent: size
+            for name, array in arrays.items()
+            for extent, size in zip(record.inputs[name].shape, array.shape, strict=True)
+            if isinstance(extent, str)
+        }
+        return {
+            name: np.empty([sizes[size] if isinstance(size, str) else size for size in tensor.shape], tensor.dtype)
+            for name, tensor in record.outputs.items()
+            if "past_" + name.removeprefix("present_") not in self._shapes
+        }
+
+    def _call(self, arrays: Tensors, results: Tensors) -> Call:
+        """What the engine is told, with memory for all of it."""
+        on_host, caches = self._graph.on_host, self._held.caches
+        shapes = {name: array.shape for name, array in arrays.items()} | self._shapes
+        profile = self._profile(shapes)
+        memory = {
+            name: self._buffer(name, array.nbytes)
+            for name, array in (*arrays.items(), *results.items())
+            if name not in on_host
+        }
+        memory |= caches[0]
+        memory |= {"present_" + name.removeprefix("past_"): cache for name, cache in caches[-1].items()}
+        return Call(
+            profile=profile,
+            inputs=tuple(shapes.items()),
+            outputs=tuple((name, array.shape) for name, array in results.items()),
+            addresses=tuple((name, int(place)) for name, place in memory.items()),
+            values=tuple((name, arrays[name].tobytes()) for name in on_host),
+        )
+
+    def _profile(self, shapes: dict[str, tuple[int, ...]]) -> int:
+        """The first profile that takes these shapes."""
         graph = self._graph
         looked_at = {name: shape for name, shape in shapes.items() if name != "top_k"}
         profile = choose_profile(graph.entry, looked_at)
@@ -213,25 +259,12 @@ class CachedEngine:
                 f"{graph.where}: takes {name} up to {list(widest[name].max)}, this call has {list(shapes[name])}; "
                 "build engines with a larger --max-batch or --max-crop"
             )
-        if profile != self._profile:
-            if not self._context.set_optimization_profile_async(profile, self._device.stream):
-                raise BackendError(f"{graph.where}: the profile {graph.entry.profiles[profile].name} cannot be used")
-            self._profile = profile
-
-    def _bind_input(self, name: str, array: npt.NDArray[Any]) -> None:
-        """Shape tensors stay in host memory, the rest is copied."""
-        self._context.set_input_shape(name, array.shape)
-        if self._graph.engine.get_tensor_location(name) == self._graph.trt.TensorLocation.HOST:
-            self._context.set_tensor_address(name, array.ctypes.data)
-            return
-        memory = self._buffer(name, array.nbytes)
-        self._device.upload(memory, array)
-        self._context.set_tensor_address(name, int(memory))
+        return profile
 
     def _buffer(self, name: str, count: int) -> Any:
         """Device memory for a tensor, kept from call to call and grown where a call needs more."""
-        memory, size = self._buffers.get(name, (None, -1))
+        memory, size = self._held.buffers.get(name, (None, -1))
         if size < count:
             memory = self._device.allocate(count)
-            self._buffers[name] = (memory, count)
+            self._held.buffers[name] = (memory, count)
         return memory
