@@ -29,8 +29,8 @@ from ilat_runtime.errors import BackendError
 from ilat_runtime.manifest import Manifest, load_manifest
 from ilat_runtime.segments import UNFILLED
 
-Step = tuple[int, int]
-"""Rows of a call, and its top_k."""
+Step = tuple[int, int] | tuple[int, int, bool]
+"""Rows of a call, its top_k, and whether it has noise, which does not change the other inputs' shapes."""
 ALL = 24
 """Of the tiny bundle's codebook."""
 
@@ -73,7 +73,7 @@ class Both:
         self.filled = 0
         self.random = np.random.default_rng(0)
 
-    def step(self, rows: int, top_k: int = 1) -> None:
+    def step(self, rows: int, top_k: int = 1, noise: bool = True) -> None:
         shape, random = (self.batch, rows), self.random
         if self.filled + rows > self.slots.shape[1]:
             self.slots[:], self.filled = UNFILLED, 0
@@ -86,8 +86,8 @@ class Both:
             "write_index": np.full(self.batch, self.filled),
             "top_k": np.array([top_k]),
             "temperature": np.full(self.batch, 1000, np.float32),
-            # Of one shape whatever top_k is; with this temperature it alone chooses among the likeliest.
-            "uniform": random.uniform(0.01, 0.99, (*shape, self.manifest.codebook_size)).astype(np.float32),
+            # With this temperature it alone chooses among the likeliest.
+            "uniform": random.uniform(0.01, 0.99, (*shape, ALL) if noise else (self.batch, 1, 1)).astype(np.float32),
             "landmarks": random.uniform(0, 1, (*shape, 3)).astype(np.float32),
         }
         self.filled += rows
@@ -153,10 +153,12 @@ def test_only_steps_are_captured(bundle: Path, device: StandInDevice) -> None:
         [(1, 1)] * 6 + [(1, ALL)] * 6 + [(1, 1)],
         # Breaks when the key lacks the shapes: the buffers are those of two rows from the beginning.
         [(2, ALL)] + [(1, ALL)] * 6 + [(2, ALL)] * 6 + [(1, ALL)],
+        # The same, where the outputs' shapes stay.
+        [(1, ALL)] * 6 + [(1, ALL, False)] * 6 + [(1, ALL)],
         # Breaks when the key lacks the addresses: the buffers grow.
         [(1, ALL)] * 6 + [(8, ALL)] + [(1, ALL)] * 6,
     ],
-    ids=["top_k", "shapes", "addresses"],
+    ids=["top_k", "shapes", "shapes of inputs", "addresses"],
 )
 def test_a_stale_graph_is_not_replayed(bundle: Path, device: StandInDevice, steps: list[Step]) -> None:
     both = Both(bundle, loaded(bundle))
@@ -165,7 +167,9 @@ def test_a_stale_graph_is_not_replayed(bundle: Path, device: StandInDevice, step
     assert device.launched
 
 
-@given(steps=st.lists(st.sampled_from([(1, 1), (1, ALL), (2, ALL), (2, 2), (5, ALL)]), min_size=10, max_size=40))
+@given(
+    steps=st.lists(st.sampled_from([(1, 1), (1, ALL), (1, ALL, False), (2, ALL), (5, ALL)]), min_size=10, max_size=40)
+)
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_calls_in_any_order(bundle: Path, device: StandInDevice, steps: list[Step]) -> None:
     """Breaks when any call gets another's graph, or more graphs are kept than the bound."""
@@ -246,6 +250,7 @@ def test_a_capture_that_fails(
     assert message.startswith(f"{graph.where}: runs without CUDA graphs: ")
     assert message.endswith(reason)
     assert not device.launched
+    assert sum(len(context.executions) for context in graph.engine.contexts) == 12, "each call ran once"
 
 
 class Driver(SimpleNamespace):

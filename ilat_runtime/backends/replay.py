@@ -25,9 +25,9 @@ class Call:
     """All that an engine is told before it runs, by tensor.
 
     Attributes:
-        profile: index of the optimization profile.
+        profile: index of the optimization profile; it follows from the shapes.
         inputs: shapes.
-        outputs: shapes of those other than the cache.
+        outputs: shapes of those other than the cache; they follow from the inputs'.
         addresses: of inputs and outputs in device memory.
         values: bytes of inputs in host memory (``top_k``).
     """
