@@ -92,7 +92,7 @@ class EngineGraph:
         )  # fmt: skip
         host = trt.TensorLocation.HOST
         self.on_host = tuple(name for name in record.inputs if engine.get_tensor_location(name) == host)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._plain: CachedEngine | None = None
 
     def run(self, inputs: Tensors) -> dict[str, npt.NDArray[Any]]:
@@ -192,8 +192,7 @@ class CachedEngine:
             for name, array in arrays.items():
                 if name not in graph.on_host:
                     held.stream.upload(held.buffers[name][0], array)
-            # Only steps come again and again, and their many small kernels take longer to launch than to run; a
-            # prefill's shapes are seldom seen twice.
+            # Only steps come again and again, each of many small kernels; a prefill's shapes are seldom seen twice.
             step = graph.entry.profiles[call.profile].name == "step"
             if not (step and graph.captures and held.replays.run(call)):
                 held.context.bind(call)
