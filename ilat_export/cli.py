@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -69,7 +69,12 @@ def build_parser() -> Parser:
         help="a run's folder, with tokenizer/ and transformer/, and sketch-tokenizer/ where the condition is a sketch; "
         "or a float32 bundle to convert",
     )
-    add("--out", type=Path, metavar="BUNDLE", help="the bundle's folder; only --verify of a bundle goes without")
+    add(
+        "--out",
+        type=Path,
+        metavar="BUNDLE",
+        help="the bundle's folder; with --engine alone the source's is the default; --verify alone takes none",
+    )
     add("--name", metavar="TEXT", help="the model's name; default: that of --out")
     precision = parser.add_mutually_exclusive_group()
     for name, meaning in PRECISIONS.items():
@@ -130,6 +135,8 @@ def export(args: argparse.Namespace) -> int:
     _check_usage(args, bundled)
     if args.verify:
         _check_polygraphy()
+    if args.engine:
+        _check_engine(args)
     said = _write(args, bundled, begun)
     if args.engine:
         said = _build(args, said, begun)
@@ -171,6 +178,8 @@ def _check_usage(args: argparse.Namespace, bundled: bool) -> None:
             "--engine, or --verify it"
         )
     writes = not bundled or converts or args.engine
+    if bundled and args.engine and not converts and args.out is None:
+        args.out = args.source
     if writes and args.out is None:
         raise UsageError("--out: missing, the folder of the bundle to write")
     if not writes and args.out is not None:
@@ -185,6 +194,13 @@ def _check_usage(args: argparse.Namespace, bundled: bool) -> None:
             raise UsageError(f"--{flag.replace('_', '-')}: {getattr(args, flag)}, expected a number from 1 to 16384")
     if args.engine and args.precision in ("int8", "int4"):
         raise UsageError(f"--{args.precision}: for ONNX Runtime on CPUs; --engine goes with --fp16 or float32")
+
+
+def _check_engine(args: argparse.Namespace) -> None:
+    """Raises, before anything is written, what would keep engines from being built here."""
+    from .engine import find_targets
+
+    find_targets(args.engine, args.compute_capability or ())
 
 
 def _check_polygraphy() -> None:
@@ -216,25 +232,32 @@ def _verify(args: argparse.Namespace, said: Said | None) -> tuple[Said, list[str
 
 
 def _build(args: argparse.Namespace, said: Said | None, begun: float) -> Said:
-    """Builds the engines of the bundle ``--out``, which is a copy of the source where nothing was converted."""
-    from .destination import check_destination
+    """Builds the engines of the bundle ``--out``, which becomes a copy of the source where nothing was converted."""
+    from .destination import check_destination, replacing_folder
     from .engine import build_engines, copy_bundle
 
-    if said is None and args.out.resolve() != args.source.resolve():
+    copies = said is None and args.out.resolve() != args.source.resolve()
+    bundle = args.source if copies else args.out
+    if copies:
         check_destination(args.out, args.force)
-        copy_bundle(args.source, args.out)
     limits = Limits(batch=args.max_batch or LIMITS.batch, crop=args.max_crop or LIMITS.crop)
-    if load_manifest(args.out).precision.compute == "float32":
+    manifest = load_manifest(bundle)
+    if manifest.precision.compute == "float32" and manifest.precision.weights.startswith("float"):
         _say(args, "the bundle computes in float32; --fp16 halves the engines' size and the time of a token")
-    with _progress(args, len(load_manifest(args.out).graphs.by_name)) as progress:
-        folder, record, built = build_engines(
-            args.out,
-            args.engine,
-            args.compute_capability or (),
-            limits,
-            force=args.force,
-            progress=progress,
-        )
+    with replacing_folder(args.out) if copies else nullcontext(args.out) as target:
+        with _progress(args, len(manifest.graphs.by_name)) as progress:
+            folder, record, built = build_engines(
+                bundle,
+                args.engine,
+                args.compute_capability or (),
+                limits,
+                into=target,
+                force=args.force,
+                progress=progress,
+            )
+        if copies:
+            copy_bundle(bundle, target)
+    folder = args.out / folder.relative_to(target)
     return report_engines(args, said, folder, record, built, time.perf_counter() - begun)
 
 

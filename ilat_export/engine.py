@@ -61,12 +61,26 @@ def architecture() -> str:
     return found()
 
 
+def find_targets(flavour: engines.Flavour, capabilities: Sequence[int]) -> tuple[str, ...]:
+    """The GPUs to build for, as ``sm86``; none for portable engines. For arguments and errors see build_engines."""
+    trt = library(flavour)
+    targets = tuple(f"sm{number}" for number in sorted(set(capabilities)))
+    if flavour == AHEAD_OF_TIME:
+        _check_capabilities(trt, targets)
+    elif targets:
+        raise InputError("--compute-capability: only for tensorrt-rtx; tensorrt builds for the GPU of this machine")
+    else:
+        targets = (architecture(),)
+    return targets
+
+
 def build_engines(
     bundle: Path,
     flavour: engines.Flavour,
     capabilities: Sequence[int] = (),
     limits: Limits | None = None,
     *,
+    into: Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Path, engines.Engines, dict[str, Built]]:
@@ -77,6 +91,7 @@ def build_engines(
         capabilities: compute capabilities to build for, as 86, 89, 120; only TensorRT-RTX takes any. None: portable
             engines (TensorRT-RTX), or this machine's GPU.
         limits: the largest shapes.
+        into: the folder whose ``engines`` they are written to; default: the bundle's.
         force: replace engines that are there.
         progress: called as each graph begins, and with ``"done"``.
 
@@ -103,14 +118,8 @@ def build_engines(
             "built from a float32 bundle, or better one that `ilat-export --fp16` wrote"
         )
     trt = library(flavour)
-    targets = tuple(f"sm{number}" for number in sorted(set(capabilities)))
-    if flavour == AHEAD_OF_TIME:
-        _check_capabilities(trt, targets)
-    elif targets:
-        raise InputError("--compute-capability: only for tensorrt-rtx; tensorrt builds for the GPU of this machine")
-    else:
-        targets = (architecture(),)
-    out = bundle / engines.FOLDER / engines.folder_name(flavour, trt.__version__, targets)
+    targets = find_targets(flavour, capabilities)
+    out = (into or bundle) / engines.FOLDER / engines.folder_name(flavour, trt.__version__, targets)
     check_engines(out, force)
     graphs = known.graphs.by_name
     built: dict[str, Built] = {}
@@ -288,9 +297,8 @@ class _Logger:
 
 
 def copy_bundle(source: Path, out: Path) -> None:
-    """The bundle without its engines, in another folder."""
+    """The files of a bundle, without its engines, in another folder."""
     known = manifest.load_manifest(source)
-    with replacing_folder(out) as folder:
-        for name in (manifest.FILE_NAME, *known.files):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, folder / name)
+    for name in (manifest.FILE_NAME, *known.files):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, out / name)

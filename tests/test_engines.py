@@ -14,7 +14,7 @@ from exporting import said
 from test_precision import samples
 
 from ilat_export.cli import main
-from ilat_export.engine import parse, shapes
+from ilat_export.engine import EngineError, parse, shapes
 from ilat_export.half import to_half
 from ilat_export.limits import Limits
 from ilat_export.older_ops import older_ops
@@ -37,6 +37,15 @@ def half(pose_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 Build = tuple[Path, dict[str, Any]]
+
+
+def files(folder: Path) -> list[Path]:
+    """All that lies in it, temporary files too."""
+    return sorted(folder.rglob("*"))
+
+
+def failing(*_: object) -> None:
+    raise EngineError("encoder.onnx: not built")
 
 
 @pytest.fixture(scope="module")
@@ -234,9 +243,9 @@ def test_wrong_use(half: Path, built: Build, tmp_path: Path, capsys: pytest.Capt
     command = [bundle, "--engine", "tensorrt-rtx", "--compute-capability", 86, 120, "--out", bundle]
     code, line = said(capsys, *command)
     assert (code, f"{text['engines']}: exists already; replace these engines with --force" in line) == (1, True)
-    shutil.rmtree(out)
+    assert not out.exists()
     code, line = said(capsys, half, "--engine", "tensorrt", "--out", out)
-    assert code == 1
+    assert (code, out.exists()) == (1, False)
     assert "tensorrt: cannot be imported" in line
     assert "install JetPack's TensorRT on a Jetson, elsewhere: pip install 'ilat[tensorrt]'" in line
 
@@ -245,8 +254,31 @@ def test_engines_of_quantized_bundles(pose_bundle: Path, tmp_path: Path, capsys:
     """MatMulNBits is ONNX Runtime's own operator."""
     bundle = tmp_path / "int8"
     convert_bundle(pose_bundle, bundle, "int8", [])
-    code, line = said(capsys, bundle, "--engine", "tensorrt-rtx", "--out", bundle)
-    assert (code, "precision.weights: int8 is for ONNX Runtime on CPUs" in line) == (1, True)
+    before = files(bundle)
+    for out in ([], ["--out", bundle], ["--out", tmp_path / "new"]):
+        code, line = said(capsys, bundle, "--engine", "tensorrt-rtx", *out)
+        assert (code, "precision.weights: int8 is for ONNX Runtime on CPUs" in line) == (1, True)
+    assert files(tmp_path) == [bundle, *before]
+
+
+def test_engines_of_the_bundle_itself(half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks when engines need --out, or when a failed build replaces a bundle by a copy without engines."""
+    bundle, other = tmp_path / "b", tmp_path / "other"
+    for folder in (bundle, other):
+        shutil.copytree(half, folder)
+    (other / "mark").touch()
+    before = files(other)
+    command = [str(bundle), "--engine", "tensorrt-rtx", "--quiet", "--max-batch", "1", "--max-crop", "128"]
+    with monkeypatch.context() as patch:
+        patch.setattr("ilat_export.engine._build", failing)
+        assert main([*command, "--out", str(other), "--force"]) == 1
+    assert files(other) == before
+    assert not list((bundle / "engines").iterdir() if (bundle / "engines").is_dir() else [])
+    assert main(command) == 0
+    assert len(list(bundle.glob("engines/*/transformer.engine"))) == 1
+    assert main([*command, "--out", str(other), "--force"]) == 0
+    assert len(list(other.glob("engines/*/transformer.engine"))) == 1
+    assert not (other / "mark").exists()
 
 
 def test_a_graph_that_is_not_understood(half: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

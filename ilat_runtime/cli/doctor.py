@@ -19,7 +19,7 @@ from .common import DONE, FAILED, Parser, add_output_options, emit, human_size, 
 
 PACKAGES = {"numpy": "numpy", "onnxruntime": "onnxruntime", "opencv": "cv2", "pydantic": "pydantic", "tqdm": "tqdm"}
 """Packages that editing needs, and their modules: several distributions hold OpenCV."""
-OPTIONAL_PACKAGES = ("torch", "onnx", "pycuda", "cuda-python", "tensorrt", "tensorrt-rtx-cu13-bindings")
+OPTIONAL_PACKAGES = ("torch", "onnx", "pycuda", "cuda-bindings", "tensorrt", "tensorrt-rtx-cu13-bindings")
 
 
 def build_parser() -> Parser:
